@@ -1,0 +1,1 @@
+"""The monitor: stores what trainers report, judges their health, shows it, and can send them back."""

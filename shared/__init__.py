@@ -1,0 +1,1 @@
+"""What the trainer and the monitor say to each other: pydantic models, nothing else."""

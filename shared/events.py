@@ -1,0 +1,149 @@
+"""What a trainer reports: each event names its step and its moment."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Discriminator, Field, Tag
+
+from shared.base import Message, Moment, Name, utc_now
+
+
+class Severity(StrEnum):
+    """How bad a finding is. ``warning`` and above count as alarms."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    CRITICAL = "critical"
+
+
+class Event(Message):
+    """One thing that happened. ``step`` counts applied optimizer updates from 0 on."""
+
+    step: int = Field(ge=0)
+    time: Moment = Field(default_factory=utc_now)
+
+
+class AttemptStarted(Event):
+    """A stretch of a run begins: at the start, after a resume, after a rollback.
+
+    ``step`` is where it begins. Steps of older attempts from there on are abandoned.
+    """
+
+    type: Literal["attempt_started"] = "attempt_started"
+    attempt: int = Field(ge=1)
+    reason: Literal["start", "resume", "rollback"]
+    checkpoint: Name | None = None
+
+
+class Finding(Event):
+    """What a guard saw. ``reading`` holds the numbers that led to it, NaN included."""
+
+    type: Literal["finding"] = "finding"
+    guard: str
+    severity: Severity
+    message: str
+    reading: dict[str, Annotated[float | str, Field(union_mode="left_to_right")]] = Field(
+        default_factory=dict
+    )
+
+
+class StepSkipped(Event):
+    """An update was refused on the device: weights, moments and ``step`` stayed as they were.
+
+    So the refused numbers travel here and not in the columns, which hold applied updates only; ``step`` is the
+    number that the update would have had, and that the next applied one gets.
+    """
+
+    type: Literal["step_skipped"] = "step_skipped"
+    reason: Literal["nonfinite_grad", "nonfinite_loss", "spike"]
+    loss: float
+    grad_norm: float
+    sample_ids: tuple[str, ...] = ()
+
+
+class Rollback(Event):
+    """The run went back. ``step`` equals ``from_step``: where it was when it turned."""
+
+    type: Literal["rollback"] = "rollback"
+    from_step: int = Field(ge=0)
+    to_step: int = Field(ge=0)
+    source: Literal["snapshot", "checkpoint"]
+    checkpoint: Name | None = None
+    reason: str
+    trigger: Literal["guard", "command"]
+    command: str | None = None
+    seconds: float = Field(ge=0, description="Duration of the restore itself, seconds.")
+
+    @property
+    def steps_lost(self) -> int:
+        """Applied updates thrown away."""
+        return self.from_step - self.to_step
+
+
+class CheckpointState(StrEnum):
+    """``writing -> sealed -> good``, or ``bad`` with the check that failed; ``deleted`` by retention."""
+
+    WRITING = "writing"
+    SEALED = "sealed"
+    GOOD = "good"
+    BAD = "bad"
+    DELETED = "deleted"
+
+
+class CheckpointChanged(Event):
+    """A checkpoint reached a state. ``step`` is the step that the checkpoint holds."""
+
+    type: Literal["checkpoint"] = "checkpoint"
+    checkpoint: Name
+    state: CheckpointState
+    size_bytes: int | None = None
+    probe_loss: float | None = None
+    seconds: float | None = Field(None, description="Time to write and prove it, seconds.")
+    failed_check: str | None = None
+
+
+class CommandUpdate(Event):
+    """How far a command from the monitor has come."""
+
+    type: Literal["command"] = "command"
+    command: str
+    state: Literal["accepted", "succeeded", "failed", "refused"]
+    message: str = ""
+
+
+class RunEnded(Event):
+    """The last event of a session."""
+
+    type: Literal["run_ended"] = "run_ended"
+    status: Literal["finished", "stopped", "failed"]
+    message: str = ""
+
+
+class OpaqueEvent(Event):
+    """An event of a type this version does not know: kept as it came, never lost."""
+
+    model_config = ConfigDict(extra="allow")
+    type: str
+
+
+_KNOWN = ("attempt_started", "finding", "step_skipped", "rollback", "checkpoint", "command", "run_ended")
+
+
+def _tag(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+    return kind if kind in _KNOWN else "opaque"
+
+
+AnyEvent = Annotated[
+    Annotated[AttemptStarted, Tag("attempt_started")]
+    | Annotated[Finding, Tag("finding")]
+    | Annotated[StepSkipped, Tag("step_skipped")]
+    | Annotated[Rollback, Tag("rollback")]
+    | Annotated[CheckpointChanged, Tag("checkpoint")]
+    | Annotated[CommandUpdate, Tag("command")]
+    | Annotated[RunEnded, Tag("run_ended")]
+    | Annotated[OpaqueEvent, Tag("opaque")],
+    Discriminator(_tag),
+]
