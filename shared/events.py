@@ -52,8 +52,8 @@ class Finding(Event):
 class StepSkipped(Event):
     """An update was refused on the device: weights, moments and ``step`` stayed as they were.
 
-    So the refused numbers travel here and not in the columns, which hold applied updates only; ``step`` is the
-    number that the update would have had, and that the next applied one gets.
+    So the refused numbers travel here and not in the columns, which hold applied updates only; ``step`` is
+    the number that the update would have had, and that the next applied one gets.
     """
 
     type: Literal["step_skipped"] = "step_skipped"
