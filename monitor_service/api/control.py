@@ -1,0 +1,55 @@
+"""Commands: order one, and see what became of it."""
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+
+from monitor_service import queries, runs
+from monitor_service.api import bounds
+from monitor_service.api.answers import answer
+from monitor_service.api.body import read_message
+from monitor_service.api.dependencies import ConnectionDep, Monitor, MonitorDep
+from monitor_service.api.ingest import RunName
+from monitor_service.api.openapi import body_of
+from monitor_service.views import CommandPage, CommandView
+from shared.commands import CommandRequest
+
+router = APIRouter(tags=["control"])
+
+
+def place_order(monitor: Monitor, run: str, request: CommandRequest) -> CommandView:
+    """Order a command and wake the trainer's held reply. It waits for the commit: call it in a thread.
+
+    Raises:
+        NotFound: the run is not registered.
+        Conflict: the run is over, or a command of the same kind is open.
+    """
+    bounds.check(request)
+    now = monitor.clock()
+    view = monitor.store.write(
+        lambda connection: queries.command(connection, run, runs.order(connection, run, request, now).id)
+    )
+    monitor.bell.ring(run)
+    return view
+
+
+@router.post(
+    "/runs/{run}/commands", status_code=201, response_model=CommandView, openapi_extra=body_of(CommandRequest)
+)
+async def order(run: RunName, request: Request, monitor: MonitorDep) -> Response:
+    """Ask the trainer to roll back, to stop, or to save a checkpoint."""
+    wish = await read_message(request, CommandRequest, monitor.settings)
+    view = await asyncio.to_thread(place_order, monitor, run, wish)
+    return answer(view, 201, {"Location": f"/api/v1/runs/{run}/commands/{view.id}"})
+
+
+@router.get("/runs/{run}/commands", response_model=CommandPage)
+def commands(run: RunName, connection: ConnectionDep) -> Response:
+    """Commands with their lives, youngest first."""
+    return answer(queries.commands(connection, run))
+
+
+@router.get("/runs/{run}/commands/{command}", response_model=CommandView)
+def command(run: RunName, command: str, connection: ConnectionDep) -> Response:
+    """One command with its life so far."""
+    return answer(queries.command(connection, run, command))

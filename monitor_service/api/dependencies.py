@@ -1,0 +1,59 @@
+"""What a route may ask for: the monitor's parts, and a connection that reads."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy import Connection
+
+from monitor_service.bell import Bell
+from monitor_service.metrics import Meters
+from monitor_service.settings import Settings
+from monitor_service.store import Store
+
+Clock = Callable[[], datetime]
+"""The present moment, aware and in UTC."""
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """The parts of one running monitor; ``app.state.monitor`` holds it."""
+
+    settings: Settings
+    clock: Clock
+    store: Store
+    bell: Bell
+    meters: Meters
+
+
+def get_monitor(request: Request) -> Monitor:
+    monitor: Monitor = request.app.state.monitor
+    return monitor
+
+
+MonitorDep = Annotated[Monitor, Depends(get_monitor)]
+
+
+def get_connection(monitor: MonitorDep) -> Iterator[Connection]:
+    with monitor.store.reading() as connection:
+        yield connection
+
+
+ConnectionDep = Annotated[Connection, Depends(get_connection)]
+"""For reading; a route that writes uses ``monitor.store.write``."""
+
+
+def get_settings(monitor: MonitorDep) -> Settings:
+    return monitor.settings
+
+
+SettingsDep = Annotated[Settings, Depends(get_settings)]
+
+
+def get_clock(monitor: MonitorDep) -> Clock:
+    return monitor.clock
+
+
+ClockDep = Annotated[Clock, Depends(get_clock)]

@@ -1,0 +1,105 @@
+"""What trainers send: a run's registration, and the exchange."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
+
+from monitor_service import queries, runs
+from monitor_service.api import bounds
+from monitor_service.api.answers import answer
+from monitor_service.api.body import read_message
+from monitor_service.api.dependencies import Monitor, MonitorDep
+from monitor_service.api.openapi import body_of
+from monitor_service.api.problems import status_of
+from monitor_service.bell import hear
+from monitor_service.errors import MonitorError
+from monitor_service.metrics import Meters
+from monitor_service.runs import Exchanged, Incoming
+from monitor_service.views import RunDetail
+from shared.base import Name
+from shared.exchange import Batch, Reply, RunSpec
+
+router = APIRouter(tags=["ingest"])
+
+INLINE_VALUES = 10_000
+"""Up to so many values are packed in the event loop; more would keep the others waiting."""
+
+RunName = Annotated[Name, Path(description="The run's name.")]
+
+
+@router.put(
+    "/runs/{run}",
+    response_model=RunDetail,
+    responses={201: {"model": RunDetail, "description": "New."}},
+    openapi_extra=body_of(RunSpec),
+)
+async def register(run: RunName, request: Request, monitor: MonitorDep) -> Response:
+    """Make a run known, or update its config and length."""
+    spec = await read_message(request, RunSpec, monitor.settings)
+    bounds.check(spec)
+    now = monitor.clock()
+    is_new, detail = await asyncio.wrap_future(
+        monitor.store.submit(
+            lambda connection: (
+                runs.register(connection, run, spec, now),
+                queries.run_detail(connection, run),
+            )
+        )
+    )
+    return answer(detail, 201 if is_new else 200)
+
+
+@router.post("/runs/{run}/exchange", response_model=Reply, openapi_extra=body_of(Batch))
+async def exchange(run: RunName, request: Request, monitor: MonitorDep) -> Response:
+    """Store a batch, and answer with the commands that wait for the run.
+
+    2xx means committed. With nothing to tell, the reply waits up to ``hold_s`` for a command to appear.
+    """
+    with monitor.bell.listen(run) as heard:
+        with _counted(monitor.meters):
+            batch = await read_message(request, Batch, monitor.settings)
+            bounds.check(batch)
+            done = await _commit(monitor, run, batch)
+        commands = done.commands
+        hold_s = min(batch.hold_s, monitor.settings.max_hold_s)
+        if not done.is_urgent and hold_s > 0 and await hear(heard, hold_s):
+            now = monitor.clock()
+            commands = await asyncio.wrap_future(
+                monitor.store.submit(lambda connection: runs.deliver(connection, run, now))
+            )
+    return answer(
+        Reply(seq=batch.seq, duplicate=done.is_duplicate, commands=commands, server_time=monitor.clock())
+    )
+
+
+async def _commit(monitor: Monitor, run: str, batch: Batch) -> Exchanged:
+    num_values = len(batch.columns.step) * len(batch.columns.series)
+    if num_values <= INLINE_VALUES:
+        incoming = Incoming.of(batch)
+    else:
+        incoming = await asyncio.to_thread(Incoming.of, batch)
+    now = monitor.clock()
+    done = await asyncio.wrap_future(
+        monitor.store.submit(
+            lambda connection: runs.exchange(connection, run, incoming, now, monitor.settings)
+        )
+    )
+    monitor.meters.points.labels("duplicate" if done.is_duplicate else "accepted").inc(num_values)
+    return done
+
+
+@contextmanager
+def _counted(meters: Meters) -> Iterator[None]:
+    """Count the request by its outcome, and measure what happens in this block."""
+    started = time.perf_counter()
+    try:
+        yield
+    except MonitorError as error:
+        meters.requests.labels(str(status_of(error))).inc()
+        raise
+    meters.requests.labels("200").inc()
+    meters.request_seconds.observe(time.perf_counter() - started)

@@ -1,0 +1,23 @@
+"""What keeps the service itself in sight: is it alive, and its metrics."""
+
+from fastapi import APIRouter, Response
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from monitor_service.api.dependencies import MonitorDep
+from monitor_service.errors import StoreUnavailable
+
+router = APIRouter(tags=["service"])
+
+
+@router.get("/healthz")
+def healthz(monitor: MonitorDep) -> dict[str, str]:
+    """Whether batches can be stored; 503 when the writer has ended."""
+    if not monitor.store.is_alive:
+        raise StoreUnavailable("the writer has ended")
+    return {"status": "ok"}
+
+
+@router.get("/metrics", response_class=Response)
+def metrics(monitor: MonitorDep) -> Response:
+    """All series in Prometheus' text format."""
+    return Response(generate_latest(monitor.meters.registry), media_type=CONTENT_TYPE_LATEST)

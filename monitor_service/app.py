@@ -1,0 +1,64 @@
+"""Builds the monitor as an ASGI app: importing this does nothing, ``create_app`` builds everything."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from monitor_service import migrate, watchdog
+from monitor_service.api import control, ingest, query, service
+from monitor_service.api.dependencies import Clock, Monitor
+from monitor_service.api.openapi import describe_bodies
+from monitor_service.api.problems import add_problem_handlers
+from monitor_service.bell import Bell
+from monitor_service.metrics import Meters, RunCollector
+from monitor_service.settings import Settings
+from monitor_service.store import Store, open_engine
+from monitor_service.web import pages
+from shared.base import utc_now
+
+API = "/api/v1"
+
+
+def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
+    """The app with parts of its own; its lifespan migrates, writes, watches, and drains at the end."""
+    monitor = _build(settings, clock)
+    app = FastAPI(title="TrainHealth monitor", version="1", lifespan=_lifespan)
+    app.state.monitor = monitor
+    for router in (ingest.router, query.router, control.router):
+        app.include_router(router, prefix=API)
+    app.include_router(service.router)
+    app.include_router(pages.router)
+    pages.mount_static(app)
+    add_problem_handlers(app)
+    describe_bodies(app)
+    return app
+
+
+def _build(settings: Settings, clock: Clock) -> Monitor:
+    meters = Meters(CollectorRegistry())
+    engine = open_engine(settings.database_url)
+    store = Store(engine, queue_size=settings.write_queue, observe=meters.note_commit)
+    meters.registry.register(RunCollector(store, settings, clock))
+    return Monitor(settings, clock, store, Bell(), meters)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    monitor: Monitor = app.state.monitor
+    await asyncio.to_thread(migrate.bring_up_to_date, monitor.store.engine)
+    monitor.store.start()
+    watching = [
+        asyncio.create_task(watchdog.keep_looking(monitor.store, monitor.clock, monitor.settings)),
+        asyncio.create_task(watchdog.keep_ringing(monitor.store, monitor.bell, monitor.settings)),
+    ]
+    try:
+        yield
+    finally:
+        for task in watching:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await asyncio.to_thread(monitor.store.close)

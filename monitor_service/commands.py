@@ -1,0 +1,172 @@
+"""Commands: ordered once, delivered until the trainer answers, and every change of state on record."""
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import ColumnElement, Connection, Row, insert, select, update
+
+from monitor_service import tables
+from monitor_service.errors import Conflict
+from shared.commands import OPEN_COMMAND_STATES, Command, CommandKind, CommandRequest, CommandState
+from shared.events import CommandUpdate
+
+UNANSWERED = frozenset({CommandState.PENDING, CommandState.DELIVERED})
+"""The trainer has not said anything about it yet, so every reply carries it."""
+
+_MAY_REACH = {
+    CommandState.ACCEPTED: UNANSWERED | {CommandState.EXPIRED},
+    CommandState.SUCCEEDED: OPEN_COMMAND_STATES | {CommandState.EXPIRED},
+    CommandState.FAILED: OPEN_COMMAND_STATES | {CommandState.EXPIRED},
+    CommandState.REFUSED: OPEN_COMMAND_STATES | {CommandState.EXPIRED},
+}
+"""From which states a report leads to another. An order that lapsed here was perhaps in time there: the
+trainer knows. What it has settled stays settled, so a late ``accepted`` changes nothing."""
+
+
+def order(
+    connection: Connection, run_id: int, attempt: int, request: CommandRequest, now: datetime
+) -> Command:
+    """Record an order. The caller holds the run's row.
+
+    Raises:
+        Conflict: one of the same kind is open.
+    """
+    expire(connection, due(connection, now), now)
+    open_id = open_of_kind(connection, run_id, request.kind)
+    if open_id is not None:
+        raise Conflict(f"a {request.kind} is open already: command {open_id}; wait for its outcome")
+    command = Command(
+        id=uuid4().hex,
+        kind=request.kind,
+        reason=request.reason,
+        issued_by=request.issued_by,
+        issued_at=now,
+        expires_at=now + timedelta(seconds=request.valid_for_s),
+        attempt=max(attempt, 1),
+        to_step=request.to_step,
+    )
+    row = {**command.model_dump(), "run_id": run_id, "state": CommandState.PENDING}
+    connection.execute(insert(tables.commands).values(row))
+    _note(connection, [command.id], CommandState.PENDING, now, f"ordered by {request.issued_by}")
+    return command
+
+
+def open_of_kind(connection: Connection, run_id: int, kind: CommandKind) -> str | None:
+    """Id of the open command of this kind, if there is one."""
+    return connection.scalar(
+        select(tables.commands.c.id).where(
+            tables.commands.c.run_id == run_id,
+            tables.commands.c.kind == kind,
+            tables.commands.c.state.in_(OPEN_COMMAND_STATES),
+        )
+    )
+
+
+def accepted_rollback(connection: Connection, run_id: int) -> str | None:
+    """Id of the rollback that the trainer is carrying out, if there is one."""
+    return connection.scalar(
+        select(tables.commands.c.id).where(
+            tables.commands.c.run_id == run_id,
+            tables.commands.c.kind == CommandKind.ROLL_BACK,
+            tables.commands.c.state == CommandState.ACCEPTED,
+        )
+    )
+
+
+def deliver(connection: Connection, run_id: int, now: datetime) -> tuple[list[Command], bool]:
+    """Commands that the reply must carry, oldest first, and whether one goes out for the first time."""
+    rows = connection.execute(
+        select(tables.commands)
+        .where(
+            tables.commands.c.run_id == run_id,
+            tables.commands.c.state.in_(UNANSWERED),
+            tables.commands.c.expires_at > now,
+        )
+        .order_by(tables.commands.c.issued_at, tables.commands.c.id)
+    ).all()
+    fresh = [row.id for row in rows if row.state == CommandState.PENDING]
+    _move(connection, fresh, {CommandState.PENDING}, CommandState.DELIVERED, now, "")
+    return [as_command(row) for row in rows], bool(fresh)
+
+
+def report(connection: Connection, run_id: int, change: CommandUpdate, now: datetime) -> bool:
+    """What the trainer says about a command; ``False`` if that is unknown here or settled already."""
+    becomes = CommandState(change.state)
+    known = connection.scalar(
+        select(tables.commands.c.id).where(
+            tables.commands.c.id == change.command, tables.commands.c.run_id == run_id
+        )
+    )
+    moved = _move(connection, [known] if known else [], _MAY_REACH[becomes], becomes, now, change.message)
+    return bool(moved)
+
+
+def due(connection: Connection, now: datetime) -> list[str]:
+    """Ids of orders whose time is over and that nobody has accepted."""
+    is_due = tables.commands.c.state.in_(UNANSWERED) & (tables.commands.c.expires_at <= now)
+    return list(connection.scalars(select(tables.commands.c.id).where(is_due)))
+
+
+def expire(connection: Connection, ids: Collection[str], now: datetime) -> None:
+    """Let these orders lapse, unless the trainer has answered in the meantime."""
+    _move(connection, ids, UNANSWERED, CommandState.EXPIRED, now, "not accepted in time")
+
+
+def abandon(connection: Connection, run_id: int, now: datetime, why: str) -> None:
+    """Let all open commands of the run lapse: nobody is left to carry them out."""
+    _lapse(connection, tables.commands.c.run_id == run_id, OPEN_COMMAND_STATES, now, why)
+
+
+def abandon_accepted(connection: Connection, run_id: int, attempt: int, now: datetime, why: str) -> None:
+    """Let commands lapse that a process before ``attempt`` accepted and did not finish."""
+    is_older = (tables.commands.c.run_id == run_id) & (tables.commands.c.attempt < attempt)
+    _lapse(connection, is_older, {CommandState.ACCEPTED}, now, why)
+
+
+def _lapse(
+    connection: Connection,
+    which: ColumnElement[bool],
+    seen: Collection[CommandState],
+    now: datetime,
+    why: str,
+) -> None:
+    ids = connection.scalars(
+        select(tables.commands.c.id).where(which, tables.commands.c.state.in_(seen))
+    ).all()
+    _move(connection, ids, seen, CommandState.EXPIRED, now, why)
+
+
+def as_command(row: Row[Any]) -> Command:
+    """The message that a row of ``commands`` stands for."""
+    return Command.model_validate({name: getattr(row, name) for name in Command.model_fields})
+
+
+def _move(
+    connection: Connection,
+    ids: Collection[str],
+    seen: Collection[CommandState],
+    becomes: CommandState,
+    now: datetime,
+    message: str,
+) -> list[str]:
+    """Compare and set: commands among ``ids`` that are still in a state of ``seen``; returns those moved."""
+    if not ids:
+        return []
+    moved = connection.scalars(
+        update(tables.commands)
+        .where(tables.commands.c.id.in_(ids), tables.commands.c.state.in_(seen))
+        .values(state=becomes)
+        .returning(tables.commands.c.id)
+    ).all()
+    _note(connection, moved, becomes, now, message)
+    return list(moved)
+
+
+def _note(
+    connection: Connection, ids: Collection[str], state: CommandState, now: datetime, message: str
+) -> None:
+    rows = [{"command_id": id_, "state": state, "time": now, "message": message} for id_ in ids]
+    if rows:
+        connection.execute(insert(tables.command_history), rows)

@@ -1,0 +1,248 @@
+"""What is known about one run after its latest batch: a small row, folded forward batch by batch."""
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from functools import singledispatchmethod
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.base import Moment
+from shared.events import (
+    AttemptStarted,
+    CheckpointChanged,
+    Event,
+    Finding,
+    Rollback,
+    RunEnded,
+    Severity,
+    StepSkipped,
+)
+from shared.exchange import Batch, Columns
+
+LOSS = "loss"
+GRAD_NORM = "grad_norm"
+OTHER = "other"
+ALARMING = frozenset({Severity.ERROR, Severity.CRITICAL})
+MAX_GUARDS = 20
+"""Guards counted by name; those after that are counted as ``other``, so that labels stay few."""
+
+
+class Alarm(BaseModel):
+    """The newest finding of severity error or critical."""
+
+    attempt: int
+    step: int
+    words: str
+
+
+class Return(BaseModel):
+    """The newest rollback."""
+
+    to_step: int
+    words: str
+
+
+class End(BaseModel):
+    """The trainer said that it ended."""
+
+    attempt: int
+    status: str
+    message: str
+    at: Moment
+
+
+class GoodCheckpoint(BaseModel):
+    """The newest checkpoint in state good."""
+
+    checkpoint: str
+    step: int
+
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Facts(BaseModel):
+    """Facts about one run. Moments are the monitor's own clock; ``attempt`` is 0 until one was seen."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    last_seen: Moment
+    progress_at: Moment = Field(
+        description="When the newest step or attempt was received, or the run registered."
+    )
+    last_step_at: Moment | None = None
+    attempt: Count = 0
+    step: int | None = Field(None, description="Newest step of the newest attempt: goes back at a rollback.")
+    step_time: float | None = Field(
+        None, description="The trainer's clock at ``step``, Unix s; None until its attempt sends."
+    )
+    step_seconds: float | None = Field(None, description="Smoothed duration of a step, seconds.")
+    loss: float | None = None
+    grad_norm: float | None = None
+    nonfinite_losses: Count = Field(0, description="Newest losses in a row that are not finite.")
+    steps_total: Count = Field(0, description="Steps received, abandoned ones included; never goes back.")
+    nonfinite: dict[str, Count] = Field(default_factory=dict, description="Non-finite values by series.")
+    findings: dict[str, Count] = Field(default_factory=dict, description="By ``guard/severity``.")
+    skipped: dict[str, Count] = Field(default_factory=dict, description="Refused steps by reason.")
+    rollbacks: dict[str, Count] = Field(default_factory=dict, description="By trigger.")
+    checkpoints: dict[str, Count] = Field(default_factory=dict, description="Changes by state reached.")
+    steps_lost: Count = 0
+    seconds_lost: float = Field(0.0, description="Restores, and steps thrown away at their usual duration.")
+    alarm: Alarm | None = None
+    returned: Return | None = None
+    obeying: str | None = Field(None, description="Id of the rollback command that the trainer has accepted.")
+    ended: End | None = None
+    last_good: GoodCheckpoint | None = None
+    policy_orders: Count = 0
+    policy_ordered_at: Moment | None = None
+
+    @classmethod
+    def at_registration(cls, now: datetime) -> "Facts":
+        return cls(last_seen=now, progress_at=now)
+
+    def hear(self, now: datetime) -> None:
+        """Something came from the trainer. A clock that was put back is believed: this was no silence."""
+        self.last_seen = now
+
+    def take(self, batch: Batch, now: datetime) -> None:
+        """Fold one new batch in.
+
+        Events up to the one that opens the batch's attempt come before its columns; the others, a
+        rollback or the end among them, close what the columns tell.
+        """
+        self.hear(now)
+        if batch.attempt > self.attempt:
+            self._begin(batch.attempt, now)
+        opening = _num_opening(batch)
+        self._take_events(batch.events[:opening], batch.attempt, now)
+        self._take_columns(batch.attempt, batch.columns, now)
+        self._take_events(batch.events[opening:], batch.attempt, now)
+
+    def _begin(self, attempt: int, now: datetime) -> None:
+        self.attempt = attempt
+        self.progress_at = now
+        self.nonfinite_losses = 0
+        self.step_time = None
+        self.ended = None
+
+    def _take_columns(self, attempt: int, columns: Columns, now: datetime) -> None:
+        if not columns.step:
+            return
+        self.steps_total += len(columns.step)
+        for name, values in columns.series.items():
+            self._count_nonfinite(name, values)
+        is_first = self.step is None or self.step_time is None
+        if attempt == self.attempt and (is_first or columns.step[-1] > (self.step or 0)):
+            self._advance(columns, now)
+
+    def _advance(self, columns: Columns, now: datetime) -> None:
+        self._measure_step_time(columns)
+        self.step, self.step_time = columns.step[-1], columns.time[-1]
+        self.last_step_at = self.progress_at = now
+        losses = [loss for loss in columns.series.get(LOSS, ()) if loss is not None]
+        if losses:
+            self.loss = losses[-1]
+            row = nonfinite_at_the_end(losses)
+            self.nonfinite_losses = self.nonfinite_losses + row if row == len(losses) else row
+        norms = [norm for norm in columns.series.get(GRAD_NORM, ()) if norm is not None]
+        if norms:
+            self.grad_norm = norms[-1]
+
+    def _measure_step_time(self, columns: Columns) -> None:
+        if self.step is not None and self.step_time is not None and columns.step[-1] > self.step:
+            steps, seconds = columns.step[-1] - self.step, columns.time[-1] - self.step_time
+        elif len(columns.step) > 1:
+            steps, seconds = columns.step[-1] - columns.step[0], columns.time[-1] - columns.time[0]
+        else:
+            return
+        duration = seconds / steps
+        if math.isfinite(duration) and duration > 0:
+            before = self.step_seconds
+            self.step_seconds = duration if before is None else 0.8 * before + 0.2 * duration
+
+    def _count_nonfinite(self, name: str, values: Sequence[float | None]) -> None:
+        count = sum(1 for value in values if value is not None and not math.isfinite(value))
+        if count:
+            _add(self.nonfinite, name if name in (LOSS, GRAD_NORM) else OTHER, count)
+
+    def _take_events(self, events: Sequence[Event], attempt: int, now: datetime) -> None:
+        for event in events:
+            self._take_event(event, attempt, now)
+
+    @singledispatchmethod
+    def _take_event(self, event: Event, attempt: int, now: datetime) -> None:
+        """An event that changes no fact, one of an unknown type among them."""
+
+    @_take_event.register
+    def _(self, event: AttemptStarted, attempt: int, now: datetime) -> None:
+        if event.attempt < self.attempt:
+            return
+        if event.attempt > self.attempt:
+            self._begin(event.attempt, now)
+        if self.step_time is None:  # else its steps came before this news of its beginning
+            self.step = event.step
+        if event.reason != "rollback":
+            self.returned = None
+
+    @_take_event.register
+    def _(self, event: Finding, attempt: int, now: datetime) -> None:
+        _add(self.findings, f"{self._label_of(event.guard)}/{event.severity}", 1)
+        is_newest = self.alarm is None or (attempt, event.step) >= (self.alarm.attempt, self.alarm.step)
+        if event.severity in ALARMING and is_newest:
+            words = f"{event.guard} at step {event.step}: {event.message}"
+            self.alarm = Alarm(attempt=attempt, step=event.step, words=words)
+
+    def _label_of(self, guard: str) -> str:
+        known = {key.rpartition("/")[0] for key in self.findings}
+        return guard if guard in known or len(known) < MAX_GUARDS else OTHER
+
+    @_take_event.register
+    def _(self, event: StepSkipped, attempt: int, now: datetime) -> None:
+        _add(self.skipped, event.reason, 1)
+        self._count_nonfinite(LOSS, [event.loss])
+        self._count_nonfinite(GRAD_NORM, [event.grad_norm])
+
+    @_take_event.register
+    def _(self, event: Rollback, attempt: int, now: datetime) -> None:
+        _add(self.rollbacks, event.trigger, 1)
+        lost = max(event.steps_lost, 0)
+        self.steps_lost += lost
+        self.seconds_lost += event.seconds + lost * (self.step_seconds or 0.0)
+        words = f"rolled back from step {event.from_step} to {event.to_step}: {event.reason}"
+        self.returned = Return(to_step=event.to_step, words=words)
+        if attempt >= self.attempt:
+            self.step = event.to_step
+            self.step_time = None
+            self.progress_at = now
+            self.nonfinite_losses = 0
+
+    @_take_event.register
+    def _(self, event: CheckpointChanged, attempt: int, now: datetime) -> None:
+        _add(self.checkpoints, event.state, 1)
+
+    @_take_event.register
+    def _(self, event: RunEnded, attempt: int, now: datetime) -> None:
+        if attempt >= self.attempt:
+            self.ended = End(attempt=attempt, status=event.status, message=event.message, at=now)
+
+
+def nonfinite_at_the_end(values: Sequence[float]) -> int:
+    """How many of the last values in a row are NaN or infinite."""
+    for count, value in enumerate(reversed(values)):
+        if math.isfinite(value):
+            return count
+    return len(values)
+
+
+def _add(counts: dict[str, int], key: str, by: int) -> None:
+    counts[key] = counts.get(key, 0) + by
+
+
+def _num_opening(batch: Batch) -> int:
+    for index in range(len(batch.events), 0, -1):
+        event = batch.events[index - 1]
+        if isinstance(event, AttemptStarted) and event.attempt == batch.attempt:
+            return index
+    return 0

@@ -1,0 +1,278 @@
+"""What pages and programs ask about runs: each question one function over a reading connection."""
+
+import base64
+import json
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, select
+
+from monitor_service import checkpoints as checkpoint_notes
+from monitor_service import points, tables
+from monitor_service.commands import as_command
+from monitor_service.errors import NotFound, wrong_query
+from monitor_service.facts import Facts
+from monitor_service.health import RunStatus
+from monitor_service.series import gather
+from monitor_service.views import (
+    AttemptView,
+    BucketColumns,
+    BucketSeries,
+    CheckpointPage,
+    CheckpointView,
+    CommandChange,
+    CommandPage,
+    CommandView,
+    Cost,
+    EventPage,
+    EventView,
+    HealthView,
+    LastGood,
+    RawColumns,
+    RawSeries,
+    RunDetail,
+    RunPage,
+    RunSummary,
+    TransitionView,
+)
+from shared.commands import OPEN_COMMAND_STATES
+from shared.events import Severity
+
+
+def list_runs(
+    connection: Connection,
+    *,
+    statuses: Collection[RunStatus] = (),
+    project: str | None = None,
+    limit: int = 50,
+    cursor: str | None = None,
+) -> RunPage:
+    """Runs, youngest first; ``cursor`` goes on where the last page ended."""
+    query = select(tables.runs).order_by(tables.runs.c.id.desc()).limit(limit + 1)
+    if statuses:
+        query = query.where(tables.runs.c.status.in_(statuses))
+    if project is not None:
+        query = query.where(tables.runs.c.project == project)
+    if cursor is not None:
+        query = query.where(tables.runs.c.id < _read_cursor(cursor))
+    rows = connection.execute(query).all()
+    next_cursor = _write_cursor(rows[limit - 1].id) if len(rows) > limit else None
+    return RunPage(items=[RunSummary(**_summary(row)) for row in rows[:limit]], next_cursor=next_cursor)
+
+
+def run_detail(connection: Connection, run: str) -> RunDetail:
+    """All about a run except its long lists."""
+    row = _run(connection, run)
+    return RunDetail(
+        **_summary(row),
+        config=json.loads(row.config),
+        checkpoint_interval_steps=row.checkpoint_interval_steps,
+        series=json.loads(row.series_names),
+        attempts=_attempts(connection, row.id),
+        transitions=_transitions(connection, row.id),
+    )
+
+
+def health(connection: Connection, run: str) -> HealthView:
+    """How a run is, since when and why."""
+    row = _run(connection, run)
+    shown = {name: value for name, value in _summary(row).items() if name in HealthView.model_fields}
+    return HealthView(
+        **shown,
+        open_commands=_commands(connection, row, tables.commands.c.state.in_(OPEN_COMMAND_STATES)),
+    )
+
+
+def raw_series(
+    connection: Connection,
+    run: str,
+    names: Sequence[str],
+    *,
+    attempt: str = points.EFFECTIVE,
+    from_step: int | None = None,
+    to_step: int | None = None,
+) -> RawSeries:
+    """Every point of some series.
+
+    Args:
+        attempt: ``effective`` (without abandoned steps), ``all``, or one attempt's number.
+        from_step, to_step: both included.
+
+    Raises:
+        NotFound: no such run, or it never sent such a series.
+    """
+    found = points.read(connection, _run(connection, run), names, attempt, from_step, to_step)
+    columns = {name: RawColumns.of(some) for name, some in found.items()}
+    return RawSeries.model_construct(run=run, attempt=attempt, series=columns)
+
+
+def bucket_series(
+    connection: Connection,
+    run: str,
+    names: Sequence[str],
+    *,
+    buckets: int,
+    attempt: str = points.EFFECTIVE,
+    from_step: int | None = None,
+    to_step: int | None = None,
+) -> BucketSeries:
+    """Some series as at most ``buckets`` ranges of steps each; one stretch at a time, so not with ``all``."""
+    if attempt == points.ALL:
+        raise wrong_query("attempt", attempt, "buckets go with 'effective' or the number of an attempt")
+    found = points.read(connection, _run(connection, run), names, attempt, from_step, to_step)
+    columns = {name: BucketColumns.of(gather(some, buckets)) for name, some in found.items()}
+    return BucketSeries.model_construct(run=run, attempt=attempt, series=columns)
+
+
+def events(
+    connection: Connection,
+    run: str,
+    *,
+    types: Collection[str] = (),
+    severities: Collection[Severity] = (),
+    after: int = 0,
+    limit: int = 200,
+    newest_first: bool = False,
+) -> EventPage:
+    """Events in the order of arrival, those with an id above ``after``; or the newest of them, backwards."""
+    known = tables.events.c
+    order = known.id.desc() if newest_first else known.id
+    query = select(tables.events).where(known.run_id == _run(connection, run).id, known.id > after)
+    if types:
+        query = query.where(known.type.in_(types))
+    if severities:
+        query = query.where(known.severity.in_(severities))
+    rows = connection.execute(query.order_by(order).limit(limit)).all()
+    return EventPage(items=[_event(row) for row in rows])
+
+
+def checkpoints(connection: Connection, run: str) -> CheckpointPage:
+    """Checkpoints with their latest state, youngest step first."""
+    known = tables.checkpoints.c
+    rows = connection.execute(
+        select(tables.checkpoints)
+        .where(known.run_id == _run(connection, run).id)
+        .order_by(known.step.desc(), known.time.desc())
+    )
+    return CheckpointPage(items=[_checkpoint(row) for row in rows])
+
+
+def commands(connection: Connection, run: str) -> CommandPage:
+    """Commands with their lives, youngest first."""
+    return CommandPage(items=_commands(connection, _run(connection, run)))
+
+
+def command(connection: Connection, run: str, command_id: str) -> CommandView:
+    """One command with its life so far."""
+    found = _commands(connection, _run(connection, run), tables.commands.c.id == command_id)
+    if not found:
+        raise NotFound.command(run, command_id)
+    return found[0]
+
+
+def _run(connection: Connection, name: str) -> Row[Any]:
+    row = connection.execute(select(tables.runs).where(tables.runs.c.name == name)).first()
+    if row is None:
+        raise NotFound.run(name)
+    return row
+
+
+def _summary(row: Row[Any]) -> dict[str, Any]:
+    facts = Facts.model_validate_json(row.facts)
+    return {
+        "run": row.name,
+        "project": row.project,
+        "status": RunStatus(row.status),
+        "since": row.status_since,
+        "reasons": json.loads(row.reasons),
+        "attempt": facts.attempt,
+        "step": facts.step,
+        "total_steps": row.total_steps,
+        "started_at": row.started_at,
+        "last_seen": facts.last_seen,
+        "last_step_at": facts.last_step_at,
+        "loss": facts.loss,
+        "grad_norm": facts.grad_norm,
+        "findings": sum(n for key, n in facts.findings.items() if not key.endswith(f"/{Severity.INFO}")),
+        "last_good_checkpoint": LastGood(**facts.last_good.model_dump()) if facts.last_good else None,
+        "cost": Cost(
+            skipped_steps=sum(facts.skipped.values()),
+            rollbacks=sum(facts.rollbacks.values()),
+            steps_lost=facts.steps_lost,
+            seconds_lost=facts.seconds_lost,
+        ),
+    }
+
+
+def _attempts(connection: Connection, run_id: int) -> list[AttemptView]:
+    known = tables.attempts.c
+    rows = connection.execute(select(tables.attempts).where(known.run_id == run_id).order_by(known.attempt))
+    return [
+        AttemptView.model_validate({name: getattr(row, name) for name in AttemptView.model_fields})
+        for row in rows
+    ]
+
+
+def _transitions(connection: Connection, run_id: int) -> list[TransitionView]:
+    known = tables.transitions.c
+    rows = connection.execute(select(tables.transitions).where(known.run_id == run_id).order_by(known.id))
+    return [
+        TransitionView(
+            from_status=RunStatus(row.from_status),
+            to_status=RunStatus(row.to_status),
+            at=row.at,
+            step=row.step,
+            reasons=json.loads(row.reasons),
+        )
+        for row in rows
+    ]
+
+
+def _commands(connection: Connection, run: Row[Any], *which: Any) -> list[CommandView]:
+    known = tables.commands.c
+    rows = connection.execute(
+        select(tables.commands)
+        .where(known.run_id == run.id, *which)
+        .order_by(known.issued_at.desc(), known.id)
+    ).all()
+    lives = _histories(connection, [row.id for row in rows])
+    return [
+        CommandView(**as_command(row).model_dump(), run=run.name, state=row.state, history=lives[row.id])
+        for row in rows
+    ]
+
+
+def _histories(connection: Connection, ids: Sequence[str]) -> dict[str, list[CommandChange]]:
+    lives: dict[str, list[CommandChange]] = {id_: [] for id_ in ids}
+    known = tables.command_history.c
+    if ids:
+        rows = connection.execute(
+            select(tables.command_history).where(known.command_id.in_(ids)).order_by(known.id)
+        )
+        for row in rows:
+            lives[row.command_id].append(CommandChange(state=row.state, time=row.time, message=row.message))
+    return lives
+
+
+def _event(row: Row[Any]) -> EventView:
+    shown = {name: getattr(row, name) for name in EventView.model_fields if name != "data"}
+    return EventView(**shown, data=json.loads(row.data))
+
+
+def _checkpoint(row: Row[Any]) -> CheckpointView:
+    shown = {name: getattr(row, name) for name in ("checkpoint", "attempt", "step", "state", "time")}
+    return CheckpointView(**shown, **checkpoint_notes.details(row))
+
+
+def _write_cursor(run_id: int) -> str:
+    return base64.urlsafe_b64encode(f"run:{run_id}".encode()).decode()
+
+
+def _read_cursor(cursor: str) -> int:
+    try:
+        what, _, number = base64.urlsafe_b64decode(cursor.encode()).decode().partition(":")
+    except ValueError:
+        what = number = ""
+    if what != "run" or not (number.isascii() and number.isdigit() and len(number) <= 18):
+        raise wrong_query("cursor", cursor, "send the next_cursor of the page before, or none")
+    return int(number)

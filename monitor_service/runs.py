@@ -1,0 +1,298 @@
+"""Runs: each thing that happens to one is one transaction, with the decision that follows from it."""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pydantic import TypeAdapter
+from sqlalchemy import Connection, Row, insert, select, update
+
+from monitor_service import checkpoints, commands, policy, series, tables
+from monitor_service.errors import Conflict, NotFound, StoreUnavailable
+from monitor_service.facts import Facts
+from monitor_service.health import OVER, Health, RunStatus, assess
+from monitor_service.settings import Settings
+from shared.commands import Command, CommandKind, CommandRequest
+from shared.events import (
+    AnyEvent,
+    AttemptStarted,
+    CheckpointChanged,
+    CommandUpdate,
+    Finding,
+    RunEnded,
+)
+from shared.exchange import Batch, Columns, RunSpec
+
+log = logging.getLogger(__name__)
+
+JSON = TypeAdapter(Any, config={"ser_json_inf_nan": "strings"})
+"""Any JSON value, with NaN and infinity as texts."""
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """What one batch led to."""
+
+    is_duplicate: bool
+    commands: list[Command]
+    is_urgent: bool
+    """A command goes out for the first time, or goes out again to somebody who missed the last reply."""
+
+
+def register(connection: Connection, name: str, spec: RunSpec, now: datetime) -> bool:
+    """Make the run known, or bring config, project and length up to date; ``True`` if it is new."""
+    known = {
+        "project": spec.project,
+        "config": JSON.dump_json(spec.config).decode(),
+        "total_steps": spec.total_steps,
+        "checkpoint_interval_steps": spec.checkpoint_interval_steps,
+    }
+    runs = tables.runs
+    if (
+        connection.scalar(update(runs).where(runs.c.name == name).values(known).returning(runs.c.id))
+        is not None
+    ):
+        return False
+    facts = Facts.at_registration(now)
+    first = {
+        "name": name,
+        "started_at": spec.started_at,
+        "status": RunStatus.HEALTHY,
+        "status_since": now,
+        "reasons": json.dumps(["registered, no step received yet"]),
+        "facts": facts.model_dump_json(),
+        "series_names": "[]",
+    }
+    connection.execute(insert(runs).values({**known, **first}))
+    log.info("run %s registered in project %s", name, spec.project)
+    return True
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A batch made ready outside of the writer's thread: packed, and with a digest of its content."""
+
+    batch: Batch
+    payload: bytes | None
+    digest: bytes
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Incoming":
+        """Only what the run did is content; a repeat may differ in ``hold_s`` and ``outbox``."""
+        packed = series.pack(batch.columns)
+        digest = hashlib.blake2b(packed.digest, digest_size=16)
+        digest.update(f"{batch.attempt}".encode())
+        for event in batch.events:
+            digest.update(b"\n" + event.model_dump_json(exclude_unset=True).encode())
+        return cls(batch, packed.payload if batch.columns.step else None, digest.digest())
+
+
+def exchange(
+    connection: Connection, name: str, incoming: Incoming, now: datetime, settings: Settings
+) -> Exchanged:
+    """Store a batch unless it is known, judge the run anew, and collect the commands that wait for it.
+
+    Raises:
+        NotFound: the run is not registered.
+        Conflict: ``(session, seq)`` came before with other content.
+    """
+    run = _hold(connection, name)
+    facts = Facts.model_validate_json(run.facts)
+    is_duplicate = _is_known(connection, run, incoming)
+    facts.hear(now)
+    if not is_duplicate:
+        _store(connection, run, incoming, now)
+        facts.take(incoming.batch, now)
+        _take_notes(connection, run, incoming.batch, facts, now)
+    _settle(connection, run, facts, now, settings)
+    waiting, is_fresh = commands.deliver(connection, run.id, now)
+    return Exchanged(is_duplicate, waiting, is_urgent=is_fresh or (is_duplicate and bool(waiting)))
+
+
+def deliver(connection: Connection, name: str, now: datetime) -> list[Command]:
+    """Commands that wait for the run; they count as delivered from now on."""
+    return commands.deliver(connection, _hold(connection, name).id, now)[0]
+
+
+def order(connection: Connection, name: str, request: CommandRequest, now: datetime) -> Command:
+    """Order a command.
+
+    Raises:
+        NotFound: the run is not registered.
+        Conflict: the run is over, or a command of the same kind is open.
+    """
+    run = _hold(connection, name)
+    if run.status in OVER:
+        raise Conflict(f"run {name!r} is over ({run.status}); nobody would carry out a {request.kind}")
+    attempt = Facts.model_validate_json(run.facts).attempt
+    command = commands.order(connection, run.id, attempt, request, now)
+    log.info("run %s: %s ordered by %s: %s", name, command.kind, command.issued_by, command.reason)
+    return command
+
+
+def look(connection: Connection, name: str, now: datetime, settings: Settings) -> None:
+    """Judge a run by the time that has passed."""
+    run = _hold(connection, name)
+    _settle(connection, run, Facts.model_validate_json(run.facts), now, settings)
+
+
+def _hold(connection: Connection, name: str) -> Row[Any]:
+    """The run's row, which no other writer touches until this transaction ends."""
+    row = connection.execute(select(tables.runs).where(tables.runs.c.name == name).with_for_update()).first()
+    if row is None:
+        raise NotFound.run(name)
+    return row
+
+
+def _is_known(connection: Connection, run: Row[Any], incoming: Incoming) -> bool:
+    batch, known = incoming.batch, tables.batches.c
+    digest = connection.scalar(
+        select(known.digest).where(
+            known.run_id == run.id, known.session == batch.session, known.seq == batch.seq
+        )
+    )
+    if digest is not None and digest != incoming.digest:
+        raise Conflict(
+            f"run {run.name!r} session {batch.session!r} sent another batch with seq {batch.seq} before; "
+            "number each batch once"
+        )
+    return digest is not None
+
+
+def _store(connection: Connection, run: Row[Any], incoming: Incoming, now: datetime) -> None:
+    batch = incoming.batch
+    key = {"run_id": run.id, "session": batch.session, "seq": batch.seq, "attempt": batch.attempt}
+    steps = batch.columns.step
+    row = {
+        **key,
+        "received_at": now,
+        "digest": incoming.digest,
+        "outbox": batch.outbox.model_dump_json(),
+        "num_steps": len(steps),
+        "first_step": steps[0] if steps else None,
+        "last_step": steps[-1] if steps else None,
+        "codec": series.CODEC_ZSTD if steps else None,
+        "payload": incoming.payload,
+    }
+    connection.execute(insert(tables.batches).values(row))
+    told = [
+        {**key, "idx": idx, "received_at": now, **_event_row(event)} for idx, event in enumerate(batch.events)
+    ]
+    if told:
+        connection.execute(insert(tables.events), told)
+    _note_attempts(connection, run.id, batch, now)
+    _note_series(connection, run, batch.columns)
+
+
+def _event_row(event: AnyEvent) -> dict[str, Any]:
+    return {
+        "step": event.step,
+        "time": event.time,
+        "type": event.type[:100],
+        "severity": event.severity if isinstance(event, Finding) else None,
+        "data": event.model_dump_json(),
+    }
+
+
+def _note_attempts(connection: Connection, run_id: int, batch: Batch, now: datetime) -> None:
+    if batch.columns.step:
+        _note_attempt(connection, run_id, batch.attempt, batch.columns.step[0], now)
+    for event in batch.events:
+        if isinstance(event, AttemptStarted):
+            _announce_attempt(connection, run_id, event)
+
+
+def _note_attempt(connection: Connection, run_id: int, attempt: int, step: int, now: datetime) -> None:
+    """Steps of an attempt came: until it is announced it begins at the least of them."""
+    known = tables.attempts.c
+    is_it = (known.run_id == run_id) & (known.attempt == attempt)
+    row = connection.execute(select(tables.attempts).where(is_it)).first()
+    if row is None:
+        key = {"run_id": run_id, "attempt": attempt}
+        first = {"start_step": step, "is_announced": False, "started_at": now}
+        connection.execute(insert(tables.attempts).values({**key, **first}))
+    elif not row.is_announced and step < row.start_step:
+        connection.execute(update(tables.attempts).where(is_it).values(start_step=step))
+
+
+def _announce_attempt(connection: Connection, run_id: int, event: AttemptStarted) -> None:
+    _note_attempt(connection, run_id, event.attempt, event.step, event.time)
+    connection.execute(
+        update(tables.attempts)
+        .where(tables.attempts.c.run_id == run_id, tables.attempts.c.attempt == event.attempt)
+        .values(
+            start_step=event.step,
+            is_announced=True,
+            reason=event.reason,
+            checkpoint=event.checkpoint,
+            started_at=event.time,
+        )
+    )
+
+
+def _note_series(connection: Connection, run: Row[Any], columns: Columns) -> None:
+    known = set(json.loads(run.series_names))
+    if not known.issuperset(columns.series):
+        names = json.dumps(sorted(known.union(columns.series)))
+        connection.execute(update(tables.runs).where(tables.runs.c.id == run.id).values(series_names=names))
+
+
+def _take_notes(connection: Connection, run: Row[Any], batch: Batch, facts: Facts, now: datetime) -> None:
+    """Events that concern commands and checkpoints go to their tables, and what follows to ``facts``."""
+    kinds = {type(event) for event in batch.events}
+    for event in batch.events:
+        if isinstance(event, CheckpointChanged):
+            checkpoints.note(connection, run.id, batch.attempt, event)
+        elif isinstance(event, CommandUpdate) and not commands.report(connection, run.id, event, now):
+            log.warning("run %s: %s of command %s changes nothing", run.name, event.state, event.command)
+    if CheckpointChanged in kinds:
+        facts.last_good = checkpoints.newest_good(connection, run.id)
+    if RunEnded in kinds and facts.ended is not None:
+        commands.abandon(connection, run.id, now, "the run ended first")
+    for event in batch.events:
+        if isinstance(event, AttemptStarted) and event.reason != "rollback":
+            commands.abandon_accepted(connection, run.id, event.attempt, now, "the trainer started anew")
+    if kinds & {CommandUpdate, RunEnded, AttemptStarted}:
+        facts.obeying = commands.accepted_rollback(connection, run.id)
+
+
+def _settle(connection: Connection, run: Row[Any], facts: Facts, now: datetime, settings: Settings) -> None:
+    """Judge the run, write that down, and order what the policy asks for."""
+    health = assess(facts, now, settings)
+    has_open_rollback = health.status is RunStatus.DIVERGED and bool(
+        commands.open_of_kind(connection, run.id, CommandKind.ROLL_BACK)
+    )
+    advice = policy.advise(
+        health.status, facts, has_open_rollback=has_open_rollback, now=now, config=settings
+    )
+    if advice is not None:
+        health = Health(health.status, (*health.reasons, advice.words))
+        if advice.order is not None:
+            facts.policy_orders += 1
+            facts.policy_ordered_at = now
+            commands.order(connection, run.id, facts.attempt, advice.order, now)
+    _write_down(connection, run, facts, health, now)
+
+
+def _write_down(connection: Connection, run: Row[Any], facts: Facts, health: Health, now: datetime) -> None:
+    """Compare and set: the status moves only from the one that was seen, so one failure is one transition."""
+    reasons = json.dumps(health.reasons)
+    known: dict[str, Any] = {"facts": facts.model_dump_json(), "reasons": reasons}
+    has_moved = health.status != run.status
+    if has_moved:
+        known |= {"status": health.status, "status_since": now}
+    done = connection.execute(
+        update(tables.runs)
+        .where(tables.runs.c.id == run.id, tables.runs.c.status == run.status)
+        .values(known)
+    )
+    if done.rowcount == 0:
+        raise StoreUnavailable(f"another worker moved run {run.name!r} on")
+    if has_moved:
+        move = {"from_status": run.status, "to_status": health.status, "reasons": reasons}
+        where = {"run_id": run.id, "at": now, "step": facts.step}
+        connection.execute(insert(tables.transitions).values({**where, **move}))
+        log.info("run %s: %s -> %s: %s", run.name, run.status, health.status, "; ".join(health.reasons))

@@ -1,0 +1,208 @@
+"""The database: one thread that writes, with group commit, and short read connections beside it."""
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar, cast
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+from monitor_service.errors import StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+GROUP = 256
+"""Requests in one commit at most."""
+
+PRAGMAS = (
+    "busy_timeout = 5000",  # first: the next line may have to wait for another process
+    "journal_mode = WAL",
+    "synchronous = NORMAL",  # a killed process loses nothing; a power cut may lose the last commits
+    "foreign_keys = ON",
+    "journal_size_limit = 67108864",
+)
+
+T = TypeVar("T")
+Work = Callable[[Connection], T]
+"""A piece of writing: runs inside a transaction that it neither opens nor ends."""
+
+Observer = Callable[[int, float], None]
+"""Told about each group commit: how many requests, how many seconds."""
+
+
+def open_engine(url: str) -> Engine:
+    """An engine for ``url``; nothing is opened yet."""
+    if make_url(url).get_backend_name() != "sqlite":
+        return create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=40)
+    engine = create_engine(url, pool_size=8, max_overflow=40)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def writing(engine: Engine) -> Connection:
+    """A connection whose transactions may write.
+
+    On SQLite they take the write lock at their beginning: a transaction that reads first and writes
+    later could find the file changed in between, and would fail.
+    """
+    return engine.connect().execution_options(writes=True)
+
+
+def _prepare_sqlite(raw: Any, record: object) -> None:
+    raw.isolation_level = None  # the driver's own BEGIN comes too late; _begin_sqlite sends ours
+    cursor = raw.cursor()
+    for pragma in PRAGMAS:
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+class _Job(Generic[T]):
+    """One piece of work, its outcome, and whoever waits for it."""
+
+    def __init__(self, work: Work[T]) -> None:
+        self.future: Future[T] = Future()
+        self._work = work
+        self._result: T | None = None
+        self._error: Exception | None = None
+
+    def claim(self) -> bool:
+        """Whether somebody still waits for it; from here on they cannot turn away."""
+        return self.future.set_running_or_notify_cancel()
+
+    def run(self, connection: Connection) -> None:
+        """Do the work under a savepoint: what it cannot do is undone alone, without its neighbours.
+
+        Raises:
+            OperationalError: the database itself is in trouble, which is everybody's.
+        """
+        try:
+            with connection.begin_nested():
+                self._result = self._work(connection)
+        except OperationalError:
+            raise
+        except Exception as error:  # belongs to the one who waits, and is raised there
+            self._error = error
+
+    def answer(self) -> None:
+        if self._error is None:
+            self.future.set_result(cast(T, self._result))
+        else:
+            self.future.set_exception(self._error)
+
+    def refuse(self, error: StoreUnavailable) -> None:
+        self.future.set_exception(error)
+
+
+class Store:
+    """Writes go through one thread and are answered after their commit; reads have own connections."""
+
+    def __init__(self, engine: Engine, *, queue_size: int, observe: Observer) -> None:
+        self.engine = engine
+        self._observe = observe
+        self._waiting: queue.Queue[_Job[Any] | None] = queue.Queue(queue_size)
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._lock = threading.Lock()
+        self._is_open = False
+
+    def start(self) -> None:
+        self._is_open = True
+        self._thread.start()
+
+    def close(self) -> None:
+        """Commit all that waits, end the thread, close the connections."""
+        with self._lock:
+            was_open, self._is_open = self._is_open, False
+        if was_open:
+            self._waiting.put(None)
+            self._thread.join()
+        self.engine.dispose()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether something written now would be committed."""
+        return self._is_open and self._thread.is_alive()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection that sees one state of the database."""
+        with self.engine.connect() as connection:
+            yield connection
+
+    def submit(self, work: Work[T]) -> Future[T]:
+        """Hand ``work`` to the writer; the future is done after its commit.
+
+        Raises:
+            StoreUnavailable: here when too many wait already or the writer has ended, and from the
+                future when the commit fails. Then nothing of ``work`` is stored.
+        """
+        job = _Job(work)
+        with self._lock:
+            if not self.is_alive:
+                raise StoreUnavailable("the writer has ended")
+            try:
+                self._waiting.put_nowait(job)
+            except queue.Full:
+                raise StoreUnavailable(f"{self._waiting.maxsize} requests wait for the database") from None
+        return job.future
+
+    def write(self, work: Work[T]) -> T:
+        """Run ``work`` in the writer's thread and wait for its commit."""
+        return self.submit(work).result()
+
+    def _run(self) -> None:
+        try:
+            while group := self._next_group():
+                self._commit([job for job in group if job.claim()])
+        finally:
+            self._is_open = False
+            self._refuse_the_rest()
+
+    def _next_group(self) -> list[_Job[Any]]:
+        """All that waits, or the first to come; an empty list ends the thread."""
+        group = []
+        job = self._waiting.get()
+        while job is not None:
+            group.append(job)
+            if len(group) == GROUP:
+                return group
+            try:
+                job = self._waiting.get_nowait()
+            except queue.Empty:
+                return group
+        if group:
+            self._waiting.put(None)  # commit these first, then meet the end again
+        return group
+
+    def _commit(self, group: list[_Job[Any]]) -> None:
+        started = time.perf_counter()
+        try:
+            with writing(self.engine) as connection, connection.begin():
+                for job in group:
+                    job.run(connection)
+        except SQLAlchemyError as error:
+            log.error("commit of %d requests failed: %s", len(group), error)
+            for job in group:
+                job.refuse(StoreUnavailable(str(getattr(error, "orig", error))))
+        else:
+            self._observe(len(group), time.perf_counter() - started)
+            for job in group:
+                job.answer()
+
+    def _refuse_the_rest(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                job = self._waiting.get_nowait()
+                if job is not None and job.claim():
+                    job.refuse(StoreUnavailable("the writer has ended"))

@@ -1,0 +1,193 @@
+"""The tables, as SQLAlchemy Core sees them; the same on SQLite and PostgreSQL.
+
+Measured numbers never stand in a float column: SQLite turns NaN into NULL. They are in ``batches.payload``
+(IEEE bytes) or in JSON text written by pydantic, where NaN is ``"NaN"``.
+"""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.types import TypeDecorator
+
+LARGEST_INTEGER = 2**63 - 1
+"""What an integer column holds; larger numbers are refused at the door."""
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware time in UTC; SQLite keeps no zone, so it is put back on reading."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Word(TypeDecorator[str]):
+    """One of few words; a member of a ``StrEnum`` is stored as its plain value by every driver."""
+
+    impl = String(30)
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else str(value)
+
+
+Id = BigInteger().with_variant(Integer, "sqlite")
+"""SQLite numbers rows by itself only in a column called INTEGER."""
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _of_run(*, is_key: bool = False) -> Column[int]:
+    return Column("run_id", Id, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=is_key, nullable=False)
+
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("name", String(100), nullable=False, unique=True),
+    Column("project", String(100), nullable=False, index=True),
+    Column("config", Text, nullable=False),
+    Column("total_steps", BigInteger),
+    Column("checkpoint_interval_steps", BigInteger),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("status", Word, nullable=False, index=True),
+    Column("status_since", UtcDateTime, nullable=False),
+    Column("reasons", Text, nullable=False),  # JSON list of sentences behind the status
+    Column("facts", Text, nullable=False),  # JSON of facts.Facts: what the status follows from
+    Column("series_names", Text, nullable=False),  # JSON list, sorted
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    _of_run(is_key=True),
+    Column("attempt", BigInteger, primary_key=True, autoincrement=False),
+    Column("start_step", BigInteger, nullable=False),
+    Column("is_announced", Boolean, nullable=False),  # else start_step is the least step seen so far
+    Column("reason", Word),
+    Column("checkpoint", String(100)),
+    Column("started_at", UtcDateTime, nullable=False),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Id, primary_key=True),
+    _of_run(),
+    Column("session", String(64), nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("attempt", BigInteger, nullable=False),
+    Column("received_at", UtcDateTime, nullable=False),
+    Column("digest", LargeBinary(16), nullable=False),
+    Column("outbox", Text, nullable=False),  # JSON of shared.exchange.OutboxCounts
+    Column("num_steps", Integer, nullable=False),
+    Column("first_step", BigInteger),
+    Column("last_step", BigInteger),
+    Column("codec", SmallInteger),
+    Column("payload", LargeBinary),  # series.encode; NULL in a batch without steps
+    UniqueConstraint("run_id", "session", "seq"),
+    Index(None, "run_id", "attempt", "first_step"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Id, primary_key=True),
+    _of_run(),
+    Column("session", String(64), nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("idx", Integer, nullable=False),
+    Column("attempt", BigInteger, nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("time", UtcDateTime, nullable=False),
+    Column("received_at", UtcDateTime, nullable=False),
+    Column("type", String(100), nullable=False),
+    Column("severity", Word),
+    Column("data", Text, nullable=False),  # the event's own JSON
+    UniqueConstraint("run_id", "session", "seq", "idx"),
+    Index(None, "run_id", "type", "id"),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    _of_run(is_key=True),
+    Column("checkpoint", String(100), primary_key=True),
+    Column("attempt", BigInteger, nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("state", Word, nullable=False),
+    Column("time", UtcDateTime, nullable=False),
+    Column("details", Text, nullable=False),  # JSON of checkpoints.Details
+)
+
+transitions = Table(
+    "transitions",
+    metadata,
+    Column("id", Id, primary_key=True),
+    _of_run(),
+    Column("from_status", Word, nullable=False),
+    Column("to_status", Word, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("step", BigInteger),
+    Column("reasons", Text, nullable=False),
+    Index(None, "run_id", "id"),
+)
+
+commands = Table(
+    "commands",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    _of_run(),
+    Column("kind", Word, nullable=False),
+    Column("reason", String(500), nullable=False),
+    Column("issued_by", String(100), nullable=False),
+    Column("issued_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("attempt", BigInteger, nullable=False),
+    Column("to_step", BigInteger),
+    Column("state", Word, nullable=False, index=True),
+    Index(None, "run_id", "issued_at"),
+)
+
+command_history = Table(
+    "command_history",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column(
+        "command_id", String(64), ForeignKey("commands.id", ondelete="CASCADE"), nullable=False, index=True
+    ),
+    Column("state", Word, nullable=False),
+    Column("time", UtcDateTime, nullable=False),
+    Column("message", Text, nullable=False),
+)

@@ -1,0 +1,78 @@
+"""Looks at open runs again and again: silence is noticed by time alone, and so is an order that lapses."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+
+from sqlalchemy import Connection, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from monitor_service import commands, runs, tables
+from monitor_service.bell import Bell
+from monitor_service.errors import MonitorError
+from monitor_service.facts import Facts
+from monitor_service.health import OVER, assess
+from monitor_service.settings import Settings
+from monitor_service.store import Store
+from shared.commands import CommandState
+
+log = logging.getLogger(__name__)
+
+
+def look_once(store: Store, now: datetime, settings: Settings) -> None:
+    """Move every run whose time has come, and let orders lapse. Writes only where something is to be done."""
+    with store.reading() as connection:
+        changing = _changing(connection, now, settings)
+        due = commands.due(connection, now)
+    for run in changing:
+        store.write(partial(runs.look, name=run, now=now, settings=settings))
+    if due:
+        store.write(lambda connection: commands.expire(connection, due, now))
+
+
+def ring_for_new_commands(store: Store, bell: Bell) -> None:
+    """Wake replies for commands that nobody has delivered yet: another process, or a rule, ordered them."""
+    query = (
+        select(tables.runs.c.name)
+        .join(tables.commands, tables.commands.c.run_id == tables.runs.c.id)
+        .where(tables.commands.c.state == CommandState.PENDING)
+    )
+    with store.reading() as connection:
+        for run in connection.scalars(query):
+            bell.ring(run)
+
+
+async def keep_looking(store: Store, clock: Callable[[], datetime], settings: Settings) -> None:
+    """``look_once`` for ever, in a thread of its own each time."""
+    while True:
+        await asyncio.sleep(settings.watchdog_interval_s)
+        await _survive("watchdog", lambda: look_once(store, clock(), settings))
+
+
+async def keep_ringing(store: Store, bell: Bell, settings: Settings) -> None:
+    """``ring_for_new_commands`` for ever, while anybody waits."""
+    while True:
+        await asyncio.sleep(settings.command_poll_s)
+        if bell.is_listened_to:
+            await _survive("command poll", lambda: ring_for_new_commands(store, bell))
+
+
+async def _survive(name: str, work: Callable[[], None]) -> None:
+    """A database that fails now may answer at the next look."""
+    try:
+        await asyncio.to_thread(work)
+    except (MonitorError, SQLAlchemyError):
+        log.exception("%s: this look failed, the next one follows", name)
+
+
+def _changing(connection: Connection, now: datetime, settings: Settings) -> list[str]:
+    open_runs = select(tables.runs.c.name, tables.runs.c.status, tables.runs.c.facts).where(
+        tables.runs.c.status.not_in(OVER)
+    )
+    return [
+        row.name
+        for row in connection.execute(open_runs)
+        if assess(Facts.model_validate_json(row.facts), now, settings).status != row.status
+    ]

@@ -1,0 +1,40 @@
+// Colours and shapes for the canvas, read from the page, so that chart and legend cannot differ.
+
+const TONES = ["ok", "note", "warn", "bad", "back", "idle"];
+const PLAIN = ["accent", "text", "quiet", "line", "line-strong", "surface"];
+
+/** The present colours (light or dark) by their names in base.css. */
+export function colours() {
+  const style = getComputedStyle(document.documentElement);
+  return Object.fromEntries([...TONES, ...PLAIN].map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
+}
+
+/** `colour` (#rrggbb) at an opacity of `alpha`. */
+export const faint = (colour, alpha) => colour + Math.round(alpha * 255).toString(16).padStart(2, "0");
+
+const shapes = new Map();
+
+/** The outline of an icon as a canvas path in a box of 16 x 16, from the page's own <symbol>. */
+export function shape(icon) {
+  if (!shapes.has(icon)) {
+    const path = document.querySelector(`#icon-${icon} path`);
+    shapes.set(icon, new Path2D(path ? path.getAttribute("d") : "M4 4h8v8H4z"));
+  }
+  return shapes.get(icon);
+}
+
+/** The same icon as an element for a tooltip. */
+export function iconElement(icon, tone) {
+  const space = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(space, "svg");
+  svg.setAttribute("class", `icon tone-${tone}`);
+  svg.setAttribute("aria-hidden", "true");
+  svg.append(document.createElementNS(space, "use"));
+  svg.firstChild.setAttribute("href", `#icon-${icon}`);
+  return svg;
+}
+
+/** Call `redraw` when the reader's light or dark setting changes. */
+export function onThemeChange(redraw) {
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+}

@@ -1,0 +1,153 @@
+"""A monitor in this process on an SQLite file, asked over ASGI, with a clock that the test turns."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from fastapi import FastAPI
+
+from monitor_service.api.dependencies import Monitor
+from monitor_service.app import create_app
+from monitor_service.opening import open_database
+from monitor_service.settings import Settings
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+class Clock:
+    """Stands still until the test turns it."""
+
+    def __init__(self) -> None:
+        self.now = NOON
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+class Served:
+    """A running app, and plain functions to ask it."""
+
+    def __init__(self, app: FastAPI, client: httpx.AsyncClient, portal: BlockingPortal) -> None:
+        self.monitor: Monitor = app.state.monitor
+        self._client, self._portal = client, portal
+
+    def get(self, url: str, **more: Any) -> httpx.Response:
+        return self._portal.call(partial(self._client.get, url, **more))
+
+    def put(self, url: str, **more: Any) -> httpx.Response:
+        return self._portal.call(partial(self._client.put, url, **more))
+
+    def post(self, url: str, **more: Any) -> httpx.Response:
+        return self._portal.call(partial(self._client.post, url, **more))
+
+    def start_post(self, url: str, **more: Any) -> Future[httpx.Response]:
+        """The answer comes later, in the future."""
+        return self._portal.start_task_soon(partial(self._client.post, url, **more))
+
+    def register(self, run: str = "demo", **more: Any) -> httpx.Response:
+        return self.put(f"/api/v1/runs/{run}", json={"started_at": NOON.isoformat(), **more})
+
+    def send(self, batch: Mapping[str, Any], run: str = "demo") -> httpx.Response:
+        return self.post(f"/api/v1/runs/{run}/exchange", json=batch)
+
+    def tell(self, path: str = "", run: str = "demo") -> Any:
+        """The JSON that GET answers."""
+        answer = self.get(f"/api/v1/runs/{run}{path}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+@asynccontextmanager
+async def _running(app: FastAPI, portal: BlockingPortal) -> Any:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        transport = httpx.ASGITransport(app)
+        client = httpx.AsyncClient(transport=transport, base_url="http://monitor", timeout=30)
+        yield Served(app, await stack.enter_async_context(client), portal)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Migrated once, copied for each test."""
+    file = tmp_path_factory.mktemp("database") / "empty.db"
+    open_database(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture
+def url(tmp_path: Path, empty_database: Path) -> str:
+    shutil.copy(empty_database, tmp_path / "monitor.db")
+    return f"sqlite:///{tmp_path}/monitor.db"
+
+
+@pytest.fixture
+def serve(url: str, clock: Clock) -> Iterator[Callable[..., Served]]:
+    """Start a monitor on the test's database; each has its own event loop and ends with the test.
+
+    Background looks are far apart unless a test asks otherwise: it looks when it wants to.
+    """
+    with ExitStack() as stack:
+
+        def start(**chosen: Any) -> Served:
+            settings = Settings(**{"database_url": url, "watchdog_interval_s": 3600.0, **chosen})
+            portal = stack.enter_context(start_blocking_portal())
+            app = create_app(settings, clock)
+            served: Served = stack.enter_context(portal.wrap_async_context_manager(_running(app, portal)))
+            return served
+
+        yield start
+
+
+@pytest.fixture
+def monitor(serve: Callable[..., Served]) -> Served:
+    """One monitor with the run ``demo``."""
+    served = serve()
+    assert served.register(total_steps=1000).status_code == 201
+    return served
+
+
+@pytest.fixture
+def batch() -> Callable[..., dict[str, Any]]:
+    """A batch as JSON; ``loss`` and other series are lists as long as ``steps``."""
+
+    def build(
+        seq: int,
+        steps: Sequence[int] = (),
+        *,
+        attempt: int = 1,
+        session: str = "s1",
+        events: Sequence[Mapping[str, Any]] = (),
+        hold_s: float = 0.0,
+        **series: Sequence[Any],
+    ) -> dict[str, Any]:
+        columns = {
+            "step": list(steps),
+            "time": [NOON.timestamp() + step for step in steps],
+            "series": {name: list(values) for name, values in series.items()},
+        }
+        return {
+            "session": session,
+            "seq": seq,
+            "attempt": attempt,
+            "columns": columns,
+            "events": list(events),
+            "hold_s": hold_s,
+        }
+
+    return build

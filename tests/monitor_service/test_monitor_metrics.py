@@ -1,0 +1,113 @@
+"""Metrics: named as Prometheus wants, at 0 from registration on, and gone when a run is over."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+Build = Callable[..., dict[str, Any]]
+
+
+def samples(monitor: Any) -> dict[tuple[str, ...], float]:
+    """Value by name, run and the other labels' values in the order of their names; without ``project``."""
+    text = monitor.get("/metrics").text
+    return {
+        _key(sample.name, dict(sample.labels)): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def _key(name: str, labels: dict[str, str]) -> tuple[str, ...]:
+    labels.pop("project", None)
+    run = [labels.pop("run")] if "run" in labels else []
+    return (name, *run, *(value for _, value in sorted(labels.items())))
+
+
+def test_a_fresh_run_has_every_counter_at_zero(monitor: Any) -> None:
+    seen = samples(monitor)
+    for name in (
+        ("trainhealth_steps_total", "demo"),
+        ("trainhealth_findings_total", "demo", "nonfinite", "critical"),
+        ("trainhealth_skipped_steps_total", "demo", "nonfinite_grad"),
+        ("trainhealth_rollbacks_total", "demo", "command"),
+        ("trainhealth_rollback_lost_steps_total", "demo"),
+        ("trainhealth_nonfinite_total", "demo", "loss"),
+        ("trainhealth_checkpoints_total", "demo", "good"),
+        ("trainhealth_last_step_timestamp_seconds", "demo"),
+    ):
+        assert seen[name] == 0, name
+    assert ("trainhealth_loss", "demo") not in seen
+    assert seen["trainhealth_run_state", "demo", "healthy"] == 1
+    assert sum(value for key, value in seen.items() if key[0] == "trainhealth_run_state") == 1
+
+
+def test_what_a_run_reports_is_counted(monitor: Any, batch: Build, clock: Any) -> None:
+    finding = {"type": "finding", "step": 2, "guard": "spike", "severity": "error", "message": "m"}
+    good = {"type": "checkpoint", "step": 2, "checkpoint": "c", "state": "good"}
+    monitor.send(batch(1, [1, 2], loss=[0.5, "NaN"], grad_norm=[1, "Infinity"], events=[finding, good]))
+    monitor.send(batch(1, [1, 2], loss=[0.5, "NaN"], grad_norm=[1, "Infinity"], events=[finding, good]))
+    seen = samples(monitor)
+    assert seen["trainhealth_steps_total", "demo"] == 2
+    assert seen["trainhealth_step", "demo"] == 2
+    assert math.isnan(seen["trainhealth_loss", "demo"])
+    assert seen["trainhealth_grad_norm", "demo"] == math.inf
+    assert seen["trainhealth_findings_total", "demo", "spike", "error"] == 1
+    assert seen["trainhealth_nonfinite_total", "demo", "loss"] == 1
+    assert seen["trainhealth_checkpoint_last_good_step", "demo"] == 2
+    assert seen["trainhealth_last_step_timestamp_seconds", "demo"] == clock.now.timestamp()
+    assert seen["trainhealth_run_state", "demo", "suspect"] == 1
+    assert seen["trainhealth_ingest_requests_total", "200"] == 2
+    assert seen["trainhealth_ingest_points_total", "accepted"] == 4
+    assert seen["trainhealth_ingest_points_total", "duplicate"] == 4
+    assert seen["trainhealth_ingest_request_duration_seconds_count",] == 2
+
+
+def test_a_refused_batch_counts_by_its_code(monitor: Any, batch: Build) -> None:
+    monitor.send(batch(1), run="radio-7")
+    monitor.send({})
+    seen = samples(monitor)
+    assert seen["trainhealth_ingest_requests_total", "404"] == 1
+    assert seen["trainhealth_ingest_requests_total", "422"] == 1
+
+
+def test_a_run_leaves_some_time_after_its_end(monitor: Any, batch: Build, clock: Any) -> None:
+    monitor.send(batch(1, events=[{"type": "run_ended", "step": 1, "status": "failed"}]))
+    clock.advance(899)
+    assert samples(monitor)["trainhealth_run_state", "demo", "failed"] == 1
+    clock.advance(1)
+    assert ("trainhealth_run_state", "demo", "failed") not in samples(monitor)
+
+
+def test_runs_beyond_the_limit_are_left_out_and_counted(serve: Any) -> None:
+    monitor = serve(metrics_max_runs=2)
+    for n in range(3):
+        monitor.register(f"run-{n}")
+    seen = samples(monitor)
+    assert seen["trainhealth_metrics_runs_omitted",] == 1
+    assert ("trainhealth_steps_total", "run-0") not in seen
+    assert ("trainhealth_steps_total", "run-2") in seen
+
+
+def test_names_follow_the_conventions_of_prometheus(monitor: Any, batch: Build) -> None:
+    monitor.send(batch(1, [1, 2], loss=[1, 1], grad_norm=[1, 1]))
+    families = list(text_string_to_metric_families(monitor.get("/metrics").text))
+    assert len(families) > 20
+    for family in families:
+        assert re.fullmatch(r"trainhealth_[a-z_]+[a-z]", family.name)
+        assert family.documentation
+        assert family.type != "unknown", family.name
+        for sample in family.samples:
+            assert sample.name.endswith("_total") is (family.type == "counter"), sample.name
+            assert "le" not in sample.labels or family.type == "histogram"
+    per_run = [s for f in families for s in f.samples if s.labels.get("run") == "demo"]
+    assert len(per_run) <= 60
+
+
+def test_two_monitors_in_one_process_count_for_themselves(serve: Any, monitor: Any, batch: Build) -> None:
+    other = serve()
+    monitor.send(batch(1))
+    assert samples(monitor)["trainhealth_ingest_requests_total", "200"] == 1
+    assert samples(other)["trainhealth_ingest_requests_total", "200"] == 0

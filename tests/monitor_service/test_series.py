@@ -1,0 +1,128 @@
+"""Series: packed and unpacked without changing a bit, merged over attempts, gathered into buckets."""
+
+import math
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monitor_service.series import (
+    Buckets,
+    Points,
+    effective,
+    effective_stretches,
+    gather,
+    join,
+    pack,
+    unpack,
+    within,
+)
+from shared.exchange import Columns
+
+QUIET = settings(max_examples=50, deadline=None)
+
+
+def bits(value: float) -> bytes:
+    return struct.pack("<d", value)
+
+
+def points(steps: Sequence[int], values: Sequence[float], attempt: int = 1) -> Points:
+    return Points(
+        np.full(len(steps), attempt),
+        np.array(steps, np.int64),
+        np.array(steps, float),
+        np.array(values, float),
+    )
+
+
+@QUIET
+@given(
+    st.lists(st.floats(allow_nan=True, allow_subnormal=True) | st.none(), min_size=1, max_size=40),
+    st.integers(0, 2**53 + 1),
+)
+def test_every_double_comes_back_bit_for_bit_and_gaps_stay_gaps(
+    values: list[float | None], first: int
+) -> None:
+    steps = list(range(first, first + len(values)))
+    columns = Columns(
+        step=steps, time=[float(step) for step in steps], series={"loss": values, "other": values}
+    )
+    found = unpack(pack(columns).payload, 3, {"loss"})
+    assert set(found) == {"loss"}
+    back = dict(zip(found["loss"].step.tolist(), found["loss"].value.tolist(), strict=True))
+    sent = {step: value for step, value in zip(steps, values, strict=True) if value is not None}
+    assert {step: bits(value) for step, value in back.items()} == {s: bits(v) for s, v in sent.items()}
+    assert set(found["loss"].attempt.tolist()) <= {3}
+
+
+def test_the_digest_tells_minus_zero_from_zero_and_a_gap_from_a_value() -> None:
+    digests = {
+        pack(Columns(step=[1], time=[1.0], series={"loss": [value]})).digest for value in (0.0, -0.0, None)
+    }
+    assert len(digests) == 3
+
+
+def test_of_a_step_sent_twice_the_later_part_counts() -> None:
+    both = join([points([1, 2], [0.1, 0.2]), points([2, 3], [20.0, 30.0])])
+    assert both.step.tolist() == [1, 2, 3]
+    assert both.value.tolist() == [0.1, 20.0, 30.0]
+
+
+def test_a_range_of_steps_includes_both_ends() -> None:
+    assert within(points([1, 2, 3, 4], [0, 0, 0, 0]), 2, 3).step.tolist() == [2, 3]
+
+
+@QUIET
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=6))
+def test_each_step_belongs_to_the_highest_attempt_that_begins_at_or_before_it(starts: list[int]) -> None:
+    attempts = list(enumerate(starts, start=1))
+    everything = join([points(range(start, 16), [n] * (16 - start), n) for n, start in attempts])
+    seen = effective(everything, effective_stretches(attempts))
+    slowly = {s: max(n for n, start in attempts if start <= s) for s in range(min(starts), 16)}
+    assert dict(zip(seen.step.tolist(), seen.value.tolist(), strict=True)) == slowly
+    assert seen.step.tolist() == sorted(slowly)
+
+
+def slow_buckets(some: Points, buckets: int) -> list[tuple[float, ...]]:
+    """The same in plain Python: a bucket at a time, a point at a time."""
+    first, last = int(some.step[0]), int(some.step[-1])
+    width = math.ceil((last - first + 1) / buckets)
+    rows = []
+    for begin in range(first, last + 1, width):
+        inside = [v for s, v in zip(some.step, some.value, strict=True) if begin <= s < begin + width]
+        if inside:
+            finite = [v for v in inside if math.isfinite(v)]
+            low, high = (min(finite), max(finite)) if finite else (math.nan, math.nan)
+            end = min(begin + width - 1, last)
+            rows.append((begin, end, low, high, inside[-1], len(inside), len(inside) - len(finite)))
+    return rows
+
+
+def rows_of(buckets: Buckets) -> list[tuple[float, ...]]:
+    columns = ("step_from", "step_to", "min", "max", "last", "count", "nonfinite")
+    return list(zip(*(getattr(buckets, column).tolist() for column in columns), strict=True))
+
+
+@QUIET
+@given(
+    st.dictionaries(st.integers(0, 200), st.floats(), min_size=1, max_size=60),
+    st.integers(1, 30),
+)
+def test_buckets_agree_with_the_slow_way(values: dict[int, float], buckets: int) -> None:
+    steps = sorted(values)
+    some = points(steps, [values[step] for step in steps])
+    assert shown(rows_of(gather(some, buckets))) == shown(slow_buckets(some, buckets))
+
+
+def shown(rows: list[tuple[float, ...]]) -> list[list[str]]:
+    """As text, where NaN equals NaN; which of 0.0 and -0.0 is the less, nobody can say."""
+    return [[str(float(value) + 0.0) for value in row] for row in rows]
+
+
+@pytest.mark.parametrize("steps", [[], [7], [0, 2**53 + 1]])
+def test_buckets_of_hardly_any_points_lose_none(steps: list[int]) -> None:
+    gathered = gather(points(steps, [1.0] * len(steps)), 1000)
+    assert gathered.count.sum() == len(steps)

@@ -1,0 +1,115 @@
+"""The writer: commits in groups, answers after the commit, and lets nobody wait for ever."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, text
+
+from monitor_service.errors import NotFound, StoreUnavailable
+from monitor_service.store import Store, open_engine
+
+
+@pytest.fixture
+def commits() -> list[int]:
+    return []
+
+
+@pytest.fixture
+def store(tmp_path: Path, commits: list[int]) -> Iterator[Store]:
+    engine = open_engine(f"sqlite:///{tmp_path}/store.db")
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE notes (n INTEGER)"))
+    store = Store(engine, queue_size=50, observe=lambda requests, seconds: commits.append(requests))
+    store.start()
+    yield store
+    store.close()
+
+
+def note(n: int) -> object:
+    return lambda connection: connection.execute(text(f"INSERT INTO notes VALUES ({n})")) and n
+
+
+def notes(store: Store) -> list[int]:
+    with store.reading() as connection:
+        return list(connection.scalars(text("SELECT n FROM notes ORDER BY n")))
+
+
+def hold(store: Store) -> threading.Event:
+    """Keep the writer busy until the event is set; returns when it is."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(connection: Connection) -> None:
+        begun.set()
+        assert go_on.wait(10)
+
+    store.submit(wait)
+    assert begun.wait(10)
+    return go_on
+
+
+def test_what_waits_together_is_committed_together(store: Store, commits: list[int]) -> None:
+    go_on = hold(store)
+    waiting = [store.submit(note(n)) for n in range(20)]
+    go_on.set()
+    assert [future.result(10) for future in waiting] == list(range(20))
+    assert commits == [1, 20]
+    assert notes(store) == list(range(20))
+
+
+def test_work_that_fails_is_undone_alone_and_its_neighbours_are_stored(store: Store) -> None:
+    def fails(connection: Connection) -> None:
+        connection.execute(text("INSERT INTO notes VALUES (99)"))
+        raise NotFound.run("radio-7")
+
+    go_on = hold(store)
+    before, failing, after = store.submit(note(1)), store.submit(fails), store.submit(note(2))
+    go_on.set()
+    assert (before.result(10), after.result(10)) == (1, 2)
+    with pytest.raises(NotFound, match="radio-7"):
+        failing.result(10)
+    assert notes(store) == [1, 2]
+
+
+def test_a_full_disk_refuses_the_group_and_stores_nothing_of_it(store: Store) -> None:
+    def fills(connection: Connection) -> None:
+        connection.execute(text("INSERT INTO notes VALUES (5)"))
+        connection.execute(text("PRAGMA max_page_count = 3"))
+        connection.execute(text("CREATE TABLE big AS SELECT zeroblob(100000)"))
+
+    with pytest.raises(StoreUnavailable, match="full"):
+        store.write(fills)
+    assert notes(store) == []
+    assert store.is_alive
+
+
+def test_too_many_waiting_requests_are_refused_at_once(store: Store) -> None:
+    go_on = hold(store)
+    waiting = [store.submit(note(n)) for n in range(50)]
+    with pytest.raises(StoreUnavailable, match="50 requests wait"):
+        store.submit(note(50))
+    go_on.set()
+    assert [future.result(10) for future in waiting] == list(range(50))
+
+
+def test_closing_commits_what_waits_and_refuses_what_comes_after(store: Store) -> None:
+    go_on = hold(store)
+    waiting = store.submit(note(1))
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    go_on.set()
+    closing.join(10)
+    assert waiting.result(10) == 1
+    assert not store.is_alive
+    with pytest.raises(StoreUnavailable, match="ended"):
+        store.submit(note(2))
+
+
+def test_a_request_that_nobody_waits_for_any_more_is_not_carried_out(store: Store) -> None:
+    go_on = hold(store)
+    waiting = store.submit(note(1))
+    assert waiting.cancel()
+    go_on.set()
+    store.write(note(2))
+    assert notes(store) == [2]

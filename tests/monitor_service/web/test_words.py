@@ -1,0 +1,74 @@
+"""Events in words."""
+
+import math
+
+import pytest
+
+from monitor_service.health import RunStatus
+from monitor_service.web import words
+from shared.events import AttemptStarted, CheckpointState, OpaqueEvent, Rollback, RunEnded, Severity
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, words.DASH), (math.nan, "NaN"), (math.inf, "∞"), (-math.inf, f"{words.MINUS}∞"), (0.0, "0"),
+        (0.123456, "0.1235"), (-3.2, f"{words.MINUS}3.2"), (1e-5, f"1e{words.MINUS}5"),
+        (123456.0, "1.235e5"), (1e20, "1e20"),
+    ],
+)  # fmt: skip
+def test_a_number_keeps_four_digits_and_says_when_it_is_none(value: float | None, text: str) -> None:
+    assert words.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 s"), (0.08, "80 ms"), (5.0, "5 s"), (61, "1 min 1 s"), (7500, "2 h 5 min")]
+)
+def test_a_duration_comes_in_the_unit_that_suits_it(value: float, text: str) -> None:
+    assert words.seconds(value) == text
+
+
+def test_a_rollback_tells_from_where_to_where_by_whom_and_the_price() -> None:
+    event = Rollback(
+        step=250,
+        from_step=250,
+        to_step=249,
+        source="snapshot",
+        reason="bad weights",
+        trigger="guard",
+        seconds=0.08,
+    )
+    told = words.tell(event)
+    assert told is not None
+    assert (
+        told.text
+        == "From step 250 back to 249 by a guard, from a snapshot: bad weights. Cost 1 step and 80 ms."
+    )
+
+
+def test_an_attempt_after_a_rollback_is_not_told_twice() -> None:
+    assert words.tell(AttemptStarted(step=240, attempt=2, reason="rollback")) is None
+    resumed = words.tell(AttemptStarted(step=240, attempt=2, reason="resume", checkpoint="c-240"))
+    assert resumed is not None
+    assert resumed.text == "The run resumes at step 240 from checkpoint c-240."
+
+
+def test_an_event_of_a_later_version_is_shown_by_its_name() -> None:
+    told = words.tell(OpaqueEvent(type="lr_lowered", step=3))
+    assert told is not None
+    assert "lr_lowered" in told.text
+
+
+def test_an_end_without_a_message_still_says_how_and_where() -> None:
+    told = words.tell(RunEnded(step=600, status="stopped"))
+    assert told is not None
+    assert told.text == "The run stopped at step 600."
+
+
+def test_every_state_has_a_sign_of_its_own() -> None:
+    assert set(words.STATUS) == set(RunStatus)
+    assert set(words.CHECKPOINT) == set(CheckpointState)
+    assert set(words.SEVERITY) == set(Severity)
+    for signs in (words.STATUS, words.CHECKPOINT, words.SEVERITY):
+        labels = [sign.label for sign in signs.values()]
+        assert len(labels) == len(set(labels)), "colour and icon alone would tell them apart"

@@ -1,0 +1,97 @@
+"""The picture of the house: a file imports only what is drawn below it, on its own side (docs/architecture.md)."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OURS = ("shared", "trainer", "monitor_service")
+
+# Each room, and the rooms of ours that it may import besides itself.
+ROOMS: dict[str, tuple[str, ...]] = {
+    "shared.base": (),
+    "shared.events": ("shared.base",),
+    "shared.commands": ("shared.base",),
+    "shared.exchange": ("shared.base", "shared.events", "shared.commands"),
+    "trainer.section": (),
+    "trainer.errors": (),
+    "trainer.guards": ("shared.events", "trainer.section"),
+    "trainer.checkpoint": ("trainer.section",),
+    "trainer.link": ("shared", "trainer.section"),
+    "trainer.radiodiff": ("trainer.section",),
+    "trainer.data": ("trainer.section",),
+    "trainer.ema": ("trainer.guards", "trainer.section"),
+    "trainer.objective": ("trainer.guards", "trainer.section"),
+    "trainer.record": ("shared",),
+    "trainer.probe": ("trainer.guards", "trainer.ema"),
+    "trainer.state": ("trainer.guards", "trainer.checkpoint", "trainer.ema", "trainer.section"),
+    "monitor_service.settings": (),
+    "monitor_service.tables": (),
+    "monitor_service.facts": ("shared",),
+    "monitor_service.health": ("shared", "monitor_service.settings", "monitor_service.facts"),
+    "monitor_service.policy": (
+        "shared",
+        "monitor_service.settings",
+        "monitor_service.facts",
+        "monitor_service.health",
+    ),
+}
+WITHOUT_TORCH = ("shared", "trainer.link", "monitor_service")
+
+
+def modules() -> list[tuple[str, Path]]:
+    """Every module of ours by its dotted name."""
+    files = (path for side in OURS for path in (ROOT / side).rglob("*.py"))
+    return [
+        (".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path)
+        for path in files
+        if "embedded" not in path.parts
+    ]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names that the file imports; of ``from a import b`` both ``a`` and ``a.b``."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively; write the whole name"
+            assert node.module is not None
+            yield node.module
+
+
+def inside(module: str, room: str) -> bool:
+    """Whether ``module`` is ``room`` or within it."""
+    return module == room or module.startswith(room + ".")
+
+
+@pytest.mark.parametrize(("room", "below"), ROOMS.items(), ids=ROOMS)
+def test_a_room_imports_only_what_is_drawn_below_it(room: str, below: tuple[str, ...]) -> None:
+    for module, path in modules():
+        if not inside(module, room):
+            continue
+        for name in imports(path):
+            if name.split(".")[0] in OURS:
+                assert any(inside(name, allowed) for allowed in (room, *below)), f"{module} imports {name}"
+
+
+def test_the_two_programs_never_import_each_other() -> None:
+    for module, path in modules():
+        side = module.split(".")[0]
+        others = {"shared": OURS[1:], "trainer": ("monitor_service",), "monitor_service": ("trainer",)}[side]
+        for name in imports(path):
+            assert name.split(".")[0] not in others, f"{module} imports {name}"
+
+
+def test_no_torch_where_it_would_only_weigh() -> None:
+    for module, path in modules():
+        if any(inside(module, room) for room in WITHOUT_TORCH):
+            assert not any(inside(name, "torch") for name in imports(path)), f"{module} imports torch"
+
+
+def test_every_room_in_the_picture_exists() -> None:
+    names = [module for module, _ in modules()]
+    for room in ROOMS:
+        assert any(inside(module, room) for module in names), f"{room} is drawn but not built"

@@ -1,0 +1,111 @@
+"""Builds a loop from its parts: the one place where guards, recovery and link meet a model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from shared.base import utc_now
+from shared.exchange import RunSpec
+from trainer.config import Config, TrainingConfig
+from trainer.data.items import collate
+from trainer.data.loading import Loader
+from trainer.data.radiomaps import RadioMaps
+from trainer.ema import Ema
+from trainer.guards.invariants import Invariants
+from trainer.guards.limits import Limits
+from trainer.guards.nonfinite import Nonfinite, find_nonfinite_batch
+from trainer.guards.panel import Panel
+from trainer.guards.refusal import running_statistics
+from trainer.guards.spike import Spike
+from trainer.guards.vitals import Meter
+from trainer.link.client import Link
+from trainer.loop import Loop, Observer
+from trainer.objective import Objective, Schedule, fused_adamw
+from trainer.probe import Probe, Trainee
+from trainer.record import RunRecord
+from trainer.recovery import Recovery
+from trainer.reporting import Reporter
+from trainer.state import TrainState
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training: what is trained, on what, under which name, and where its files go."""
+
+    run: str
+    folder: Path
+    model: nn.Module
+    training: TrainingConfig
+    source: RadioMaps
+
+
+def build_loop(config: Config, stage: Stage, observers: Sequence[Observer] = ()) -> Loop:
+    """A loop that is ready to run; nothing has been started or written but the run's folder.
+
+    Raises:
+        DataError: the data can't be used.
+    """
+    device = torch.device(config.run.device)
+    model = stage.model
+    assert isinstance(model, Trainee), "a stage's model has objectives and training_step"
+    names = model.objectives
+    spikes = [Spike(name, config.guards.spike, limits=Limits(device)) for name in names]
+    objectives = [
+        _objective(stage, name, spike.limits, device) for name, spike in zip(names, spikes, strict=True)
+    ]
+    panel = Panel([Nonfinite(config.guards.nonfinite), *spikes, Invariants(config.guards.invariants)])
+    loader = Loader(stage.source, stage.training.loading, find_nonfinite_batch)
+    ema = Ema(stage.model, stage.training.ema)
+    state = TrainState(
+        stage.model,
+        {one.name: one.optimizer for one in objectives},
+        {one.name: one.meter for one in objectives},
+        ema,
+        loader,
+        panel,
+    )
+    reporter = _reporter(config, stage)
+    probe = Probe(stage.model, ema, probe_batch(stage, device))
+    recovery = Recovery(config.recovery, state, probe, stage.folder / "checkpoints", reporter)
+    return Loop(
+        objectives,
+        state,
+        recovery,
+        reporter,
+        total_steps=stage.training.steps,
+        device=device,
+        observers=observers,
+    )
+
+
+def probe_batch(stage: Stage, device: torch.device, size: int = 4) -> dict[str, torch.Tensor]:
+    """The first items of the training maps as they lie in the data set: the same batch for the whole run."""
+    batch = collate([stage.source[index] for index in range(min(size, len(stage.source)))])
+    return {"image": batch["image"].to(device), "cond": batch["cond"].to(device)}
+
+
+def _objective(stage: Stage, name: str, limits: Limits, device: torch.device) -> Objective:
+    config = stage.training.optimizer
+    assert isinstance(stage.model, Trainee)
+    parameters = stage.model.parameters_of(name)
+    schedule = Schedule(config, stage.training.steps, device)
+    optimizer = fused_adamw(parameters, config, schedule.lr)
+    statistics = list(running_statistics(stage.model).values())
+    meter = Meter(name, optimizer, parameters, max_norm=config.max_norm, buffers=statistics, limits=limits)
+    return Objective(name, optimizer, schedule, meter)
+
+
+def _reporter(config: Config, stage: Stage) -> Reporter:
+    spec = RunSpec(
+        project=config.run.project,
+        config=config.model_dump(mode="json"),
+        total_steps=stage.training.steps,
+        checkpoint_interval_steps=config.recovery.checkpoint_every,
+        started_at=utc_now(),
+    )
+    link = Link(config.link, stage.run, spec, stage.folder / "spool")
+    path = stage.folder / "record.json"
+    return Reporter(stage.run, link, RunRecord.load(path), path)

@@ -1,0 +1,142 @@
+"""A run's configuration: gathers the sections that each part declares, and reads them from TOML."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from shared.base import Name
+from trainer.data.loading import LoadingConfig
+from trainer.data.radiomaps import RadioMapsConfig
+from trainer.ema import EmaConfig
+from trainer.errors import ConfigError
+from trainer.guards.invariants import InvariantsConfig
+from trainer.guards.nonfinite import NonfiniteConfig
+from trainer.guards.spike import SpikeConfig
+from trainer.link.config import LinkConfig
+from trainer.objective import OptimizerConfig
+from trainer.radiodiff.diffusion import DiffusionConfig
+from trainer.radiodiff.first_stage import FirstStageConfig
+from trainer.recovery import RecoveryConfig
+from trainer.section import Section
+
+
+class RunConfig(Section):
+    """What the run is called, where it lives, and on what it runs."""
+
+    name: Name = Field("radiodiff", description="The run's name, here and in the monitor.")
+    project: Name = Field("default", description="Runs of one project are shown together.")
+    folder: Path = Field(Path("runs/radiodiff"), description="All that the run leaves behind.")
+    seed: int = Field(0, ge=0, description="Fixes weights, noise and the order of the data.")
+    device: str = Field("cpu", description="A torch device: cpu, cuda, cuda:1.")
+    threads: int = Field(
+        1, ge=1, description="CPU threads of torch; more than the free cores makes it slower."
+    )
+
+
+class TrainingConfig(Section):
+    """How one stage is trained."""
+
+    steps: int = Field(50_000, ge=1, description="Applied updates.")
+    loading: LoadingConfig = LoadingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EmaConfig = EmaConfig()
+
+
+class GuardsConfig(Section):
+    """The guards' own sections."""
+
+    spike: SpikeConfig = SpikeConfig()
+    nonfinite: NonfiniteConfig = NonfiniteConfig()
+    invariants: InvariantsConfig = InvariantsConfig()
+
+
+class FirstStageSection(Section):
+    """The autoencoder and its training."""
+
+    model: FirstStageConfig = FirstStageConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+class SamplingConfig(Section):
+    """How maps are drawn for evaluation."""
+
+    steps: int = Field(5, ge=1, description="Sampling steps; the U-Net runs once more than that.")
+    seed: int = Field(0, ge=0, description="Fixes the noise that maps are drawn from.")
+
+
+class DiffusionSection(Section):
+    """The latent diffusion model, its training, and how maps are drawn from it."""
+
+    model: DiffusionConfig = DiffusionConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+
+
+class Config(Section):
+    """Everything a run is built from. The diffusion model takes over the first stage's autoencoder."""
+
+    run: RunConfig = RunConfig()
+    data: RadioMapsConfig = RadioMapsConfig()
+    first_stage: FirstStageSection = FirstStageSection()
+    diffusion: DiffusionSection = DiffusionSection()
+    guards: GuardsConfig = GuardsConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
+    link: LinkConfig = LinkConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_the_autoencoder(cls, sections: Any) -> Any:
+        try:
+            autoencoder = sections["first_stage"]["model"]["autoencoder"]
+        except (KeyError, TypeError):
+            return sections
+        diffusion = sections.get("diffusion", {})
+        model = {"autoencoder": autoencoder, **diffusion.get("model", {})}
+        return {**sections, "diffusion": {**diffusion, "model": model}}
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> Self:
+        if self.first_stage.model.autoencoder != self.diffusion.model.autoencoder:
+            raise ValueError(
+                "first_stage.model.autoencoder and diffusion.model.autoencoder differ, but the second stage "
+                "works on the first one's latents; give it once, under first_stage"
+            )
+        return self
+
+
+def load(path: Path) -> Config:
+    """The configuration in a TOML file.
+
+    Raises:
+        ConfigError: the file can't be read, is no TOML, or a key is unknown or has a value that will not do;
+            one line each with path, value, and what is allowed.
+    """
+    try:
+        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    try:
+        return Config.model_validate(sections)
+    except ValidationError as error:
+        raise ConfigError(f"{path} will not do:\n" + "\n".join(map(_in_words, error.errors()))) from error
+
+
+def _in_words(problem: Any) -> str:
+    """``  recovery.ring.keep_good = 0: Input should be greater than or equal to 2``."""
+    keys = [str(key) for key in problem["loc"]]
+    where = ".".join(keys) or "the configuration"
+    if problem["type"] == "extra_forbidden":
+        return f"  {where}: no such key; there are {', '.join(_keys_beside(keys))}"
+    found = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
+    return f"  {where}{found}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _keys_beside(keys: list[str]) -> list[str]:
+    section: Any = Config
+    for key in keys[:-1]:
+        section = section.model_fields[key].annotation
+    return list(section.model_fields)

@@ -1,0 +1,81 @@
+"""What people see of a training: bars with the story above them on a terminal, plain lines elsewhere.
+
+All of it goes to standard error; standard output is for a command's answer.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from trainer.loop import Loop, Observer, Phase
+
+log = logging.getLogger(__name__)
+
+_EVERY = 50
+
+
+@contextmanager
+def narrated(is_terminal: bool | None = None) -> Iterator[Observer]:
+    """Set up the log for people within this block, and answer an observer that shows how far the loop is."""
+    if is_terminal if is_terminal is not None else sys.stderr.isatty():
+        with _on_terminal() as bars:
+            yield bars
+    else:
+        _log_to(logging.StreamHandler(sys.stderr), "%(asctime)s %(message)s")
+        yield _tell
+
+
+@contextmanager
+def _on_terminal() -> Iterator[Observer]:
+    console = Console(stderr=True)
+    _log_to(RichHandler(console=console, show_path=False, show_level=False, markup=False), "%(message)s")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[vitals]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield _Bars(progress)
+
+
+class _Bars:
+    """One bar for each stage."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, phase: Phase, loop: Loop) -> None:
+        if phase is not Phase.FETCH:
+            return
+        run = loop.reporter.run
+        if run not in self._tasks:
+            self._tasks[run] = self._progress.add_task(run, total=loop.total_steps, vitals="")
+        self._progress.update(self._tasks[run], completed=loop.state.step, vitals=_vitals(loop))
+
+
+def _tell(phase: Phase, loop: Loop) -> None:
+    if phase is Phase.FETCH and loop.state.step % _EVERY == 0 and loop.last:
+        log.info(
+            "run %s step %d of %d: %s", loop.reporter.run, loop.state.step, loop.total_steps, _vitals(loop)
+        )
+
+
+def _vitals(loop: Loop) -> str:
+    if not loop.last:
+        return ""
+    return f"loss {loop.reporter.recent_loss:.4g}, gradient norm {loop.last[0].grad_norm:.3g}"
+
+
+def _log_to(handler: logging.Handler, form: str) -> None:
+    handler.setFormatter(logging.Formatter(form, datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for noisy in ("httpx", "httpcore", "matplotlib", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,201 @@
+"""Batches without end, in an order that is a function of the seed, from a position that can be saved.
+
+Batch ``n`` depends on the data, the seed, the batch size and ``n``, and on nothing else: not on workers, on
+batches before it, or on a global random state. So the whole position is ``n``, and going back is setting it.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import count
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+from torch.utils.data import DataLoader, Dataset
+
+from trainer.data.errors import DataError, PositionMismatch
+from trainer.data.items import Batch, Item, collate
+from trainer.section import Section
+
+Inspect = Callable[[Item], str | None]
+"""Answers why an item must not be trained on, or None."""
+
+
+class LoadingConfig(Section):
+    """How items become batches."""
+
+    batch_size: int = Field(8, ge=1, description="Items per batch.")
+    seed: int = Field(0, ge=0, description="Fixes order and augmentation.")
+    num_workers: int = Field(0, ge=0, description="Loading processes; 0 loads in the trainer's own.")
+
+
+class Source(Protocol):
+    """What a loader needs of a data set."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal items in equal order."""
+
+    def __len__(self) -> int: ...
+
+    def example(self, index: int, rng: np.random.Generator) -> Item:
+        """Item ``index``; what is random about it comes from ``rng``."""
+
+
+class Refusal(NamedTuple):
+    """An item that was left out, and why."""
+
+    id: str
+    reason: str
+
+
+class _Loaded(NamedTuple):
+    batch: Batch
+    refused: list[Refusal]
+
+
+class Position(Section):
+    """Where a loader is, and what that position belongs to."""
+
+    next_batch: int = Field(ge=0)
+    batch_size: int
+    seed: int
+    data: str
+
+
+class Loader:
+    """Hands out batches; ``refused`` lists each item that ``inspect`` refused, once, in the order met.
+
+    ``inspect`` runs where the item is loaded; with workers, and where processes don't fork, it is pickled.
+    """
+
+    def __init__(self, source: Source, config: LoadingConfig, inspect: Inspect | None = None) -> None:
+        self.config = config
+        self.refused: list[Refusal] = []
+        self._source = source
+        self._batches = _Batches(source, config, inspect)
+        self._next = 0
+        self._stream: Iterator[_Loaded] | None = None
+
+    def next_batch(self) -> Batch:
+        """The batch at the position, which then moves on by one.
+
+        Raises:
+            DataError: ``inspect`` refuses every item.
+        """
+        loaded = self._load()
+        self._next += 1
+        known = {refusal.id for refusal in self.refused}
+        self.refused += [refusal for refusal in loaded.refused if refusal.id not in known]
+        return loaded.batch
+
+    def skip(self, num_batches: int) -> None:
+        """Move on by this many batches without loading them."""
+        self._move_to(self._next + num_batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, fit for JSON: batches handed out count, prefetched ones don't."""
+        return self._position().model_dump()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved position, forward or back.
+
+        Raises:
+            PositionMismatch: the state is malformed, or of other data, another seed or batch size.
+        """
+        try:
+            saved = Position.model_validate(state)
+        except ValidationError as error:
+            raise PositionMismatch(f"not a loading position: {state!r}") from error
+        self._check_same_order(saved)
+        self._move_to(saved.next_batch)
+
+    def close(self) -> None:
+        """End the workers; the position stays."""
+        self._stream = None
+
+    def _position(self) -> Position:
+        return Position(
+            next_batch=self._next,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            data=self._source.fingerprint,
+        )
+
+    def _check_same_order(self, saved: Position) -> None:
+        here = self._position()
+        for field, meaning in (("data", "data set"), ("seed", "seed"), ("batch_size", "batch size")):
+            if getattr(saved, field) != getattr(here, field):
+                raise PositionMismatch(
+                    f"the saved loading position belongs to {meaning} {getattr(saved, field)}, this run has "
+                    f"{getattr(here, field)}; resume with what the run began with, or start a new run"
+                )
+
+    def _move_to(self, next_batch: int) -> None:
+        if next_batch != self._next:
+            self.close()
+        self._next = next_batch
+
+    def _load(self) -> _Loaded:
+        if self.config.num_workers == 0:
+            return self._batches[self._next]
+        if self._stream is None:
+            self._stream = self._start_workers()
+        return next(self._stream)
+
+    def _start_workers(self) -> Iterator[_Loaded]:
+        loader: DataLoader[_Loaded] = DataLoader(
+            self._batches,
+            batch_size=None,
+            sampler=count(self._next),
+            num_workers=self.config.num_workers,
+            collate_fn=_as_is,
+            generator=torch.Generator(),  # else starting workers would draw from torch's global one
+        )
+        return iter(loader)
+
+
+class _Batches(Dataset[_Loaded]):
+    """Batch by number. For a refused item comes one of those that follow the batch in the stream of items."""
+
+    def __init__(self, source: Source, config: LoadingConfig, inspect: Inspect | None) -> None:
+        self._source, self._config, self._inspect = source, config, inspect
+
+    def __getitem__(self, number: int) -> _Loaded:
+        items: list[Item] = []
+        refused: list[Refusal] = []
+        for place in count(number * self._config.batch_size):
+            item = self._at(place)
+            reason = self._inspect(item) if self._inspect else None
+            if reason is None:
+                items.append(item)
+            else:
+                refused.append(Refusal(item["id"], reason))
+            if len(items) == self._config.batch_size:
+                break
+            if len(refused) >= len(self._source):
+                raise DataError(
+                    f"{len(refused)} items were refused on the way to a batch of {self._config.batch_size}, "
+                    f"the last ({item['id']}) because: {reason}; mend the data or the check"
+                )
+        return _Loaded(collate(items), refused)
+
+    def _at(self, place: int) -> Item:
+        """The item at a place of the endless stream: one permutation of the data set after the other."""
+        epoch, offset = divmod(place, len(self._source))
+        index = int(_order(self._config.seed, epoch, len(self._source))[offset])
+        return self._source.example(index, np.random.default_rng([self._config.seed, epoch, index + 1]))
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch, 0]).permutation(length)
+
+
+_Anything = TypeVar("_Anything")
+
+
+def _as_is(loaded: _Anything) -> _Anything:
+    return loaded

@@ -1,0 +1,157 @@
+"""Radio maps in RadioMapSeer's layout, kept in memory: the embedded set, or a folder of your own.
+
+Layout under the root: ``gain/{kind}/{map}_{tx}.png``, ``png/buildings_complete/{map}.png``,
+``png/antennas/{map}_{tx}.png`` and, where a variant asks for them, ``png/cars/{map}.png`` and
+``gain/{kind}_k2_neg_norm/{map}_{tx}.png``.
+
+Every image is decoded once, at the start, and kept as ``uint8``: about one byte per pixel of every target.
+That is 0.4 MB for the embedded set at 64 x 64, 230 MB for RadioMapSeer's 56,000 targets at 64 x 64, and
+3.7 GB (and some minutes of decoding) at 256 x 256. Loader workers share it by fork; a memory-mapped cache on
+disk would be the next step when that is too much.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from xxhash import xxh3_128_hexdigest
+
+from trainer.data.errors import BadFile
+from trainer.data.gray import SOURCE_SIZE, Gray, area_mean, read_antenna, read_gray
+from trainer.data.items import Item
+from trainer.data.splits import SplitRule, split_maps
+from trainer.data.variants import VARIANTS, Channel, Split
+from trainer.section import Section
+
+EMBEDDED = Path(__file__).parent / "embedded"
+"""64 ray-traced maps of real city blocks; its README has origin and licence."""
+
+
+class RadioMapsConfig(Section):
+    """Which maps, and at which size."""
+
+    root: str = Field("embedded", description="Folder in RadioMapSeer's layout, or 'embedded'.")
+    variant: str = Field("RT", description="Target and condition: a row of trainer/data/variants.py.")
+    image_size: int = Field(SOURCE_SIZE, ge=1, description="Side of a map after reduction, pixels.")
+    num_transmitters: int | None = Field(
+        None, ge=1, description="Transmitters taken per map; default: all that the variant has."
+    )
+    split_rule: SplitRule = Field(
+        "disjoint", description="'upstream' repeats its splits, where a test map is trained on too."
+    )
+    augment: bool = Field(True, description="Turn and mirror training maps at random (8 ways).")
+
+    @field_validator("variant")
+    @classmethod
+    def _is_a_row(cls, name: str) -> str:
+        if name not in VARIANTS:
+            raise ValueError(f"there is no variant {name!r}; choose one of {', '.join(VARIANTS)}")
+        return name
+
+    @field_validator("image_size")
+    @classmethod
+    def _divides_the_source(cls, size: int) -> int:
+        if SOURCE_SIZE % size:
+            raise ValueError(
+                f"{size} does not divide the maps' side of {SOURCE_SIZE}; take 32, 64, 128 or 256"
+            )
+        return size
+
+    @property
+    def folder(self) -> Path:
+        """Where the maps lie."""
+        return EMBEDDED if self.root == "embedded" else Path(self.root)
+
+
+class RadioMaps:
+    """One split of a data set. Item ``i`` is map ``i // num_transmitters``, antenna ``i % num_transmitters``.
+
+    Raises:
+        BadFile: at construction, for the first file that can't be used.
+    """
+
+    def __init__(self, config: RadioMapsConfig, split: Split) -> None:
+        if not config.folder.is_dir():
+            raise BadFile(
+                config.folder, "there is no such folder; data.root must name a data set or be 'embedded'"
+            )
+        self.config, self.split = config, split
+        self.variant = VARIANTS[config.variant]
+        self.num_transmitters = config.num_transmitters or self.variant.num_transmitters
+        maps = split_maps(config.folder, self.variant, split, config.split_rule)
+        self._maps = [str(number) for number in maps]
+        self.ids = [f"{number}_{tx}" for number in maps for tx in range(self.num_transmitters)]
+        self._gains = self._read(f"gain/{self.variant.gain}", self.ids)
+        self._planes = {name: self._read_plane(name) for name in set(self.variant.channels) - {"antenna"}}
+        self._antennas = self._read_antennas()
+        self.fingerprint = self._fingerprint()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Item:
+        """Item ``index`` as it lies in the data set, never turned."""
+        return self._item(index, self._stack(index))
+
+    def example(self, index: int, rng: np.random.Generator) -> Item:
+        """Item ``index`` for training: turned and mirrored as ``rng`` draws, if the config asks for that."""
+        stack = self._stack(index)
+        if self.config.augment and self.split == "train":
+            stack = turned(stack, int(rng.integers(8)))
+        return self._item(index, stack)
+
+    def _item(self, index: int, stack: Gray) -> Item:
+        image = stack[:1].astype(np.float32) / self.variant.full_scale
+        cond = stack[1:].astype(np.float32) / 255
+        return Item(
+            image=torch.from_numpy(image * 2 - 1), cond=torch.from_numpy(cond * 2 - 1), id=self.ids[index]
+        )
+
+    def _stack(self, index: int) -> Gray:
+        """Target and condition channels, (1 + C, H, W)."""
+        return np.stack([self._gains[index], *(self._channel(name, index) for name in self.variant.channels)])
+
+    def _channel(self, name: Channel, index: int) -> Gray:
+        if name == "antenna":
+            return self._antenna_plane(index)
+        place = index if name == "k2" else index // self.num_transmitters
+        plane: Gray = self._planes[name][place]
+        return plane
+
+    def _antenna_plane(self, index: int) -> Gray:
+        plane = np.zeros((self.config.image_size, self.config.image_size), dtype=np.uint8)
+        plane[tuple(self._antennas[index])] = 255
+        return plane
+
+    def _read_plane(self, name: Channel) -> Gray:
+        if name == "k2":
+            return self._read(f"gain/{self.variant.k2}", self.ids)
+        return self._read({"buildings": "png/buildings_complete", "cars": "png/cars"}[name], self._maps)
+
+    def _read(self, folder: str, names: list[str]) -> Gray:
+        """The images of these names, reduced by area mean, (N, H, W)."""
+        images = np.empty((len(names), self.config.image_size, self.config.image_size), dtype=np.uint8)
+        for place, name in enumerate(names):
+            image = read_gray(self.config.folder / folder / f"{name}.png")
+            images[place] = area_mean(image, self.config.image_size)
+        return images
+
+    def _read_antennas(self) -> NDArray[np.int64]:
+        """Row and column of each item's antenna in the reduced image, (N, 2)."""
+        folder, step = self.config.folder / "png/antennas", SOURCE_SIZE // self.config.image_size
+        return np.array([read_antenna(folder / f"{name}.png") for name in self.ids]) // step
+
+    def _fingerprint(self) -> str:
+        """Equal for equal items in equal order: names, pixels, scale and channels."""
+        header = repr((self.ids, self.variant, self._gains.shape, self.config.augment, sorted(self._planes)))
+        arrays = [self._gains, self._antennas, *(self._planes[name] for name in sorted(self._planes))]
+        parts = [xxh3_128_hexdigest(np.ascontiguousarray(array).data) for array in arrays]
+        return xxh3_128_hexdigest("/".join([header, *parts]).encode())
+
+
+def turned(stack: Gray, way: int) -> Gray:
+    """(C, H, W) turned by ``way % 4`` quarters and, for 4 to 7, mirrored: the 8 symmetries of a square."""
+    quarter = np.rot90(stack, way % 4, axes=(1, 2))
+    return quarter[:, :, ::-1] if way >= 4 else quarter

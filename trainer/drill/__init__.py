@@ -1,0 +1,1 @@
+"""Drills: break a real training on purpose, from outside, and see it heal."""

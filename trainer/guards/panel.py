@@ -1,0 +1,99 @@
+"""All guards of a run: asks each one, survives a broken one, and answers with one verdict."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+from shared.events import Finding, Severity
+from trainer.guards.base import Guard, StepView, Verdict, Watched, finding, verdict_on
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 3  # a guard that raises so often in a row is switched off
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The gravest answer of all guards, and everything they saw."""
+
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+
+
+@runtime_checkable
+class Rebasing(Protocol):
+    """A guard that compares the state with an earlier look at it."""
+
+    def rebase(self, watched: Watched) -> None: ...
+
+
+class Panel:
+    """Asks its guards about each step, those that scan last.
+
+    A guard that raises is a finding of its own (warning, with the traceback in the log), and training goes
+    on; after three times in a row it is switched off until its state is loaded anew.
+
+    Raises:
+        ValueError: two guards with one name, whose memories would overwrite each other.
+    """
+
+    def __init__(self, guards: Iterable[Guard]) -> None:
+        self._guards = sorted(guards, key=lambda guard: guard.scans)
+        names = [guard.name for guard in self._guards]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"guards with the same name: {', '.join(sorted(twice))}; give each its own")
+        self._failures = dict.fromkeys(names, 0)
+
+    def judge(self, view: StepView) -> Judgement:
+        """What all guards say of one step. A refused step or an error seen makes guards scan now."""
+        found: list[Finding] = []
+        alarm = view.alarm or view.vitals.refused
+        for guard in self._guards:
+            answer = self._ask(guard, view if alarm == view.alarm else replace(view, alarm=alarm))
+            if answer is not None:
+                found.append(answer)
+                alarm = alarm or verdict_on(answer) > Verdict.PROCEED
+        verdict = max(map(verdict_on, found), default=Verdict.PROCEED)
+        return Judgement(verdict, tuple(found))
+
+    def rebase(self, watched: Watched) -> None:
+        """The state was set from outside (start, resume, rollback): guards that compare start from here."""
+        for guard in self._guards:
+            if isinstance(guard, Rebasing):
+                guard.rebase(watched)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memory of each guard by its name, plain JSON."""
+        return {guard.name: guard.state_dict() for guard in self._guards}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises ``ValueError`` if the saved guards are not those of this panel."""
+        if state.keys() != self._failures.keys():
+            missing, unknown = self._failures.keys() - state.keys(), state.keys() - self._failures.keys()
+            raise ValueError(
+                f"saved guards don't match: missing {sorted(missing)}, unknown {sorted(unknown)}; "
+                f"resume with the guards that the run was saved with"
+            )
+        for guard in self._guards:
+            guard.load_state_dict(state[guard.name])
+            self._failures[guard.name] = 0
+
+    def _ask(self, guard: Guard, view: StepView) -> Finding | None:
+        if self._failures[guard.name] >= _PATIENCE:
+            return None
+        try:
+            answer = guard.inspect(view)
+        except Exception as error:
+            return self._tell_of(guard, view, error)
+        self._failures[guard.name] = 0
+        return answer
+
+    def _tell_of(self, guard: Guard, view: StepView, error: Exception) -> Finding:
+        self._failures[guard.name] += 1
+        times = self._failures[guard.name]
+        log.exception("step %d: guard %s raised", view.vitals.step, guard.name)
+        off = f"; {times} times in a row, so it is switched off" if times >= _PATIENCE else ""
+        message = f"guard {guard.name} raised {type(error).__name__}: {error}{off}"
+        return finding("panel", view, Severity.WARNING, message, raised_by=guard.name, times=times)

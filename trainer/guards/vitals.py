@@ -1,0 +1,215 @@
+"""Measures one objective's step on the device, refuses a bad one there, and tells the host later.
+
+    meter.protect()                         # before the forward pass
+    losses = model(batch); losses.total.backward()
+    refused = meter.measure(losses)         # sets found_inf and grad_scale
+    optimizer.step()                        # writes nothing if refused
+    meter.settle(lr)                        # buffers back, counters on, numbers on their way
+    for vitals in meter.arrived(): ...      # those of a step or two ago
+
+No call here waits for the device, save ``arrived`` when the host is more than ``history`` steps ahead.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trainer.guards.base import Reason, StepLosses, Vitals, norms
+from trainer.guards.limits import Limits
+from trainer.guards.refusal import Shadow, check_refusable, prime
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """A step's numbers on their way to the host, and what is needed to read them."""
+
+    iteration: int
+    lr: float | None
+    parts: tuple[str, ...]
+    samples: int
+    numbers: Tensor
+    copied: torch.cuda.Event | None
+
+    def has_come(self) -> bool:
+        return self.copied is None or bool(self.copied.query())  # type: ignore[no-untyped-call]
+
+
+class Meter:
+    """Measures and, where needed, refuses the steps of one objective.
+
+    Args:
+        objective: its name in vitals and findings. optimizer: fused AdamW, Adam or SGD. Its ``found_inf`` and
+        ``grad_scale`` belong to the meter from now on,
+            and ``step`` leaves the clipped gradients in ``grad``. A learning rate may be a tensor.
+        parameters: those whose gradient is measured and clipped, all on one device. max_norm: the gradient is
+        divided so that its norm is at most this. buffers: what a train-mode forward pass writes
+        (``running_statistics``), put back after a refused step. limits: ceilings for this very batch; without
+        them only what is not finite is refused. history: steps that the host may run ahead before ``arrived``
+        waits.
+
+    ``applied`` (int64, on the device) counts the updates that were not refused, ``iteration`` all measured
+    steps.
+
+    Raises:
+        ValueError: the optimizer has no way to refuse on the device, or ``max_norm`` is not positive.
+    """
+
+    def __init__(
+        self,
+        objective: str,
+        optimizer: Optimizer,
+        parameters: Iterable[Tensor],
+        *,
+        max_norm: float,
+        buffers: Sequence[Tensor] = (),
+        limits: Limits | None = None,
+        history: int = 2,
+    ) -> None:
+        check_refusable(optimizer, objective)
+        if not max_norm > 0:
+            raise ValueError(f"objective {objective!r}: max_norm is {max_norm}; give a positive norm")
+        self.objective, self.max_norm, self.history = objective, max_norm, history
+        self.iteration = 0
+        self._optimizer, self._parameters = optimizer, list(parameters)
+        device = self._parameters[0].device
+        self.applied = torch.zeros((), dtype=torch.int64, device=device)
+        self._limits = limits if limits is not None else Limits(device)
+        self._shadow = Shadow(buffers)
+        self._found_inf = torch.zeros((), device=device)
+        self._grad_scale = torch.ones((), device=device)
+        self._whole = torch.ones((), device=device)
+        largest = torch.finfo(torch.float32).max
+        self._most = torch.tensor([largest, largest, max_norm], device=device)
+        self._measured: tuple[StepLosses, Tensor, Tensor, Tensor] | None = None
+        self._outstanding: deque[_Record] = deque()
+        prime(optimizer)
+        optimizer.found_inf = self._found_inf  # type: ignore[attr-defined]
+        optimizer.grad_scale = self._grad_scale  # type: ignore[attr-defined]
+
+    def protect(self) -> None:
+        """Before the forward pass: remember the buffers that it will write."""
+        self._shadow.take()
+
+    @torch.no_grad()
+    def measure(self, losses: StepLosses, carried: Tensor | None = None) -> Tensor:
+        """After backward: decide on the step, and tell the optimizer. Answers ``refused``, a device bool.
+
+        The step is bad if its loss or its gradient's norm is not finite or above its ceiling. A later
+        objective of the same batch gets ``carried``, the answer for the earlier one, and is refused along
+        with it.
+
+        Raises:
+            ValueError: no parameter has a gradient.
+        """
+        grads = [p.grad for p in self._parameters if p.grad is not None]
+        if not grads:
+            raise ValueError(
+                f"objective {self.objective!r}: no parameter has a gradient; call backward first"
+            )
+        norm = torch.linalg.vector_norm(norms(grads))
+        ceilings = torch.minimum(self._limits.ceilings(_times(losses)), self._most)
+        measured = torch.stack((losses.total, norm))
+        # written as a negated "fits", it is true for NaN as well
+        bad = ~((measured <= ceilings[:2]) & (measured > -torch.inf)).all()
+        refused = bad if carried is None else torch.logical_or(bad, carried)
+        # fmax ignores NaN, and what a refused step has here is never used
+        torch.fmax(norm / ceilings[2], self._whole, out=self._grad_scale)
+        self._found_inf.copy_(refused)
+        self._measured = losses, measured, bad, refused
+        return refused
+
+    @torch.no_grad()
+    def settle(self, lr: Tensor | float) -> None:
+        """After ``optimizer.step()``: undo what a refused step wrote elsewhere, send off the numbers."""
+        assert self._measured is not None, "settle comes after measure"
+        losses, measured, bad, refused = self._measured
+        self._measured = None
+        self._shadow.put_back(refused)
+        self._send(losses, measured, bad, lr)
+        self.applied.add_(~refused)
+        self.iteration += 1
+
+    def arrived(self, wait: bool = False) -> list[Vitals]:
+        """Vitals that have reached the host since the last call, in order; with ``wait`` all of them."""
+        come: list[Vitals] = []
+        while self._outstanding:
+            record = self._outstanding[0]
+            if not record.has_come():
+                if not wait and len(self._outstanding) <= self.history:
+                    break
+                assert record.copied is not None
+                record.copied.synchronize()
+            come.append(self._read(self._outstanding.popleft()))
+        return come
+
+    def restore(self, applied: int, iteration: int) -> None:
+        """Set the counters to a saved state's, and forget what is under way: it is of a lost stretch."""
+        self.applied.fill_(applied)
+        self.iteration = iteration
+        self._outstanding.clear()
+
+    def _send(self, losses: StepLosses, measured: Tensor, bad: Tensor, lr: Tensor | float) -> None:
+        per_sample, times = losses.per_sample, _times(losses)
+        scalars = [self._grad_scale, bad, self._found_inf, *losses.parts.values()]
+        if isinstance(lr, Tensor):
+            scalars.append(lr)
+        pieces = [self.applied.reshape(1), measured, torch.stack(scalars)]
+        pieces.extend(vector for vector in (per_sample, times) if vector is not None)
+        count = sum(len(piece) for piece in pieces)
+        host, copied = _to_host(torch.cat(pieces, out=measured.new_empty(count, dtype=torch.float64)))
+        self._outstanding.append(
+            _Record(
+                iteration=self.iteration,
+                lr=None if isinstance(lr, Tensor) else lr,
+                parts=tuple(losses.parts),
+                samples=0 if per_sample is None else len(per_sample),
+                numbers=host,
+                copied=copied,
+            )
+        )
+
+    def _read(self, record: _Record) -> Vitals:
+        numbers = iter(record.numbers.numpy().tolist())
+        step, loss, grad_norm, scale, bad, refused = islice(numbers, 6)
+        return Vitals(
+            objective=self.objective,
+            iteration=record.iteration,
+            step=int(step),
+            loss=loss,
+            grad_norm=grad_norm,
+            clip=1.0 if refused else scale,
+            refused=bool(refused),
+            reason=_reason(loss, grad_norm) if bad else None,
+            parts=dict(zip(record.parts, islice(numbers, len(record.parts)), strict=True)),
+            lr=next(numbers) if record.lr is None else record.lr,
+            sample_losses=tuple(islice(numbers, record.samples)),
+            times=tuple(numbers),
+        )
+
+
+def _times(losses: StepLosses) -> Tensor | None:
+    """The times, if they can be told apart by their losses."""
+    return losses.times if losses.per_sample is not None else None
+
+
+def _reason(loss: float, grad_norm: float) -> Reason:
+    if not math.isfinite(loss):
+        return "nonfinite_loss"
+    return "spike" if math.isfinite(grad_norm) else "nonfinite_grad"
+
+
+def _to_host(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Start the copy to the host. Pinned memory is of torch's pool, which frees it when it has been read."""
+    if not numbers.is_cuda:
+        return numbers, None
+    host = torch.empty(len(numbers), dtype=numbers.dtype, pin_memory=True)
+    host.copy_(numbers, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+    return host, copied

@@ -1,0 +1,238 @@
+"""The loop: six named phases a step, each with one job, around any model that has a ``training_step``."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from shared.events import Finding, RunEnded, StepSkipped
+from trainer.guards.base import StepLosses, StepView, Verdict, Vitals, Watched
+from trainer.objective import Objective
+from trainer.orders import Orders
+from trainer.probe import Trainee
+from trainer.recovery import Recovery, Trigger
+from trainer.reporting import Reporter
+from trainer.state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+class Phase(StrEnum):
+    """What the loop does in a step, in this order; FORWARD to UPDATE come once for each objective."""
+
+    FETCH = "fetch"
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    MEASURE = "measure"
+    UPDATE = "update"
+    REPORT = "report"
+
+
+Observer = Callable[[Phase, "Loop"], None]
+"""Called at the start of every phase: a progress bar looks here, and a drill breaks things here."""
+
+Batch = Mapping[str, Any]
+
+
+@dataclass
+class Taken:
+    """A batch whose numbers are on their way from the device to the host."""
+
+    iteration: int
+    sample_ids: tuple[str, ...]
+    begun: float
+    fetch_seconds: float
+    vitals: list[Vitals] = field(default_factory=list)
+
+
+class Loop:
+    """Trains the state's model for ``total_steps`` applied updates.
+
+    The device refuses a bad update in the step itself; the host judges the numbers when they arrive, a step
+    or two later on a GPU, at once on a CPU. ``batch``, ``losses`` and ``objective`` are of the step at hand.
+    """
+
+    def __init__(
+        self,
+        objectives: Sequence[Objective],
+        state: TrainState,
+        recovery: Recovery,
+        reporter: Reporter,
+        *,
+        total_steps: int,
+        device: torch.device,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        assert isinstance(state.model, Trainee)
+        self.model, self.objectives, self.state = state.model, objectives, state
+        self.recovery, self.reporter = recovery, reporter
+        self.orders = Orders(reporter)
+        self.total_steps, self.device = total_steps, device
+        self.observers = list(observers)
+        self.objective = objectives[0]
+        self.batch: Batch = {}
+        self.losses: StepLosses | None = None
+        self.last: Sequence[Vitals] = ()
+        self._under_way: deque[Taken] = deque()
+        self._watched = Watched(state.model, state.optimizers, state.ema.tensors)
+        self._stop_reason: str | None = None
+
+    def run(self) -> Literal["finished", "stopped"]:
+        """Train to the end, or until somebody asks to stop; the last state is a checkpoint either way.
+
+        Raises:
+            RunStopped: the ladder of recovery has no rung left.
+        """
+        self.state.model.train()
+        self.state.panel.rebase(self._watched)
+        self.recovery.begin()
+        while self.state.step < self.total_steps and self._stop_reason is None:
+            self.step()
+        self.settle()
+        self.recovery.end()
+        status: Literal["finished", "stopped"] = "finished" if self._stop_reason is None else "stopped"
+        self.reporter.ended(RunEnded(step=self.state.step, status=status, message=self._stop_reason or ""))
+        return status
+
+    def stop(self, reason: str) -> None:
+        """End at the next step boundary, with a checkpoint; safe to call from a signal handler."""
+        self._stop_reason = reason
+
+    def step(self) -> None:
+        """One batch through the six phases."""
+        self._enter(Phase.FETCH)
+        taken = self.fetch()
+        refused: Tensor | None = None
+        for objective in self.objectives:
+            self.objective = objective
+            self._enter(Phase.FORWARD)
+            self.forward()
+            self._enter(Phase.BACKWARD)
+            self.backward()
+            self._enter(Phase.MEASURE)
+            refused = self.measure(refused)
+            self._enter(Phase.UPDATE)
+            self.update()
+        assert refused is not None
+        self.state.ema.update(self.state.step + len(self._under_way) + 1, refused)
+        self._under_way.append(taken)
+        self._enter(Phase.REPORT)
+        self.report()
+
+    def fetch(self) -> Taken:
+        """Take the next batch to the device."""
+        begun = time.perf_counter()
+        batch = self.state.loader.next_batch()
+        self.batch = {
+            key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+            for key, value in batch.items()
+        }
+        taken = Taken(self.state.iteration, tuple(batch["ids"]), begun, time.perf_counter() - begun)
+        self.state.iteration += 1
+        return taken
+
+    def forward(self) -> None:
+        """The losses of the objective; what the pass writes into buffers can be taken back."""
+        self.objective.meter.protect()
+        self.losses = self.model.training_step(self.batch, self.objective.name, self.state.step)
+
+    def backward(self) -> None:
+        """Gradients of the total."""
+        assert self.losses is not None
+        torch.autograd.backward(self.losses.total)
+
+    def measure(self, refused: Tensor | None) -> Tensor:
+        """Decide on the device whether the update is refused; a refusal carries over to later objectives."""
+        assert self.losses is not None
+        return self.objective.meter.measure(self.losses, refused)
+
+    def update(self) -> None:
+        """Apply the update where the device did not refuse it."""
+        self.objective.update()
+
+    def report(self) -> None:
+        """Judge what has arrived on the host, keep the way back open, obey the monitor."""
+        self._judge_arrived(wait=False)
+        if self.recovery.is_due(self.state.step):
+            self.settle()
+            self.recovery.keep()
+        self.recovery.collect()
+        self.orders.carry_out(self)
+
+    def go_back(
+        self, reason: str, trigger: Trigger, *, command: str | None = None, at_most: int | None = None
+    ) -> None:
+        """Restore an earlier state and begin a new attempt there; what is under way is lost with the stretch.
+
+        Raises:
+            RunStopped, NoValidCheckpoint: see ``Recovery.go_back``.
+        """
+        self._under_way.clear()
+        self.recovery.go_back(reason, trigger, command=command, at_most=at_most)
+        self.state.panel.rebase(self._watched)
+
+    def save_checkpoint(self) -> None:
+        """Hand a checkpoint of this step boundary, where everything has been judged, to the writer."""
+        self.recovery.save()
+
+    def _enter(self, phase: Phase) -> None:
+        for observer in self.observers:
+            observer(phase, self)
+
+    def settle(self) -> None:
+        """Wait until everything under way has been judged."""
+        self._judge_arrived(wait=True)
+
+    def _judge_arrived(self, wait: bool) -> None:
+        for objective in self.objectives:
+            for vitals in objective.meter.arrived(wait=wait):
+                next(t for t in self._under_way if t.iteration == vitals.iteration).vitals.append(vitals)
+        while self._under_way and len(self._under_way[0].vitals) == len(self.objectives):
+            self._judge(self._under_way.popleft())
+
+    def _judge(self, taken: Taken) -> None:
+        """What the guards say about one step, and what follows."""
+        self.last = taken.vitals
+        refused = taken.vitals[0].refused
+        verdict, findings = self._ask_the_panel(taken)
+        for finding in findings:
+            self.reporter.finding(finding)
+        if refused:
+            self.reporter.skipped(_as_event(taken))
+        else:
+            seconds = time.perf_counter() - taken.begun
+            self.reporter.applied(taken.vitals, seconds, taken.fetch_seconds)
+            self.state.step += 1
+        if verdict >= Verdict.ROLL_BACK:
+            self.go_back(findings[-1].message, "guard")
+        else:
+            self.recovery.judged(refused, verdict is Verdict.PROCEED)
+
+    def _ask_the_panel(self, taken: Taken) -> tuple[Verdict, list[Finding]]:
+        # a state is scanned before it is kept: what a snapshot holds must be worth returning to
+        alarm = self.recovery.is_due(self.state.step + 1)
+        verdict = Verdict.PROCEED
+        findings: list[Finding] = []
+        for vitals in taken.vitals:
+            view = StepView(vitals, taken.sample_ids, self._watched, alarm=alarm)
+            judgement = self.state.panel.judge(view)
+            verdict = max(verdict, judgement.verdict)
+            findings.extend(judgement.findings)
+        return verdict, findings
+
+
+def _as_event(taken: Taken) -> StepSkipped:
+    first = taken.vitals[0]
+    return StepSkipped(
+        step=first.step,
+        reason=first.reason or "spike",
+        loss=first.loss,
+        grad_norm=first.grad_norm,
+        sample_ids=taken.sample_ids,
+    )

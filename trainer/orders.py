@@ -1,0 +1,75 @@
+"""Carries out what the monitor asks: each command once, at a step boundary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from shared.base import utc_now
+from shared.commands import Command, CommandKind
+from shared.events import CommandUpdate
+from trainer.checkpoint.errors import NoValidCheckpoint
+from trainer.reporting import Reporter
+
+if TYPE_CHECKING:
+    from trainer.loop import Loop
+
+Outcome = Literal["accepted", "succeeded", "failed", "refused"]
+
+
+class Orders:
+    """Takes commands from the link, refuses the late ones, and reports how each went.
+
+    The ids it has seen are in the run's record, which no rollback takes back and every restart reads: a
+    command that comes twice is carried out once.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._seen = set(reporter.record.commands_seen)
+
+    def carry_out(self, loop: Loop) -> None:
+        """Do what has arrived since the last step. Costs one look at an empty list."""
+        for command in self._reporter.link.commands():
+            if command.id in self._seen:
+                continue
+            loop.settle()
+            self._seen.add(command.id)
+            self._reporter.record.commands_seen.append(command.id)
+            refusal = self._refusal(command)
+            if refusal is not None:
+                self._tell(loop, command, "refused", refusal)
+            else:
+                self._tell(loop, command, "accepted")
+                self._tell(loop, command, *self._obey(loop, command))
+
+    def _refusal(self, command: Command) -> str | None:
+        attempt = self._reporter.record.attempt
+        if command.attempt != attempt:
+            return f"it was meant for attempt {command.attempt}, the run is at attempt {attempt}"
+        if utc_now() >= command.expires_at:
+            return f"it expired at {command.expires_at:%H:%M:%S} UTC"
+        return None
+
+    def _obey(self, loop: Loop, command: Command) -> tuple[Outcome, str]:
+        match command.kind:
+            case CommandKind.ROLL_BACK:
+                return self._roll_back(loop, command)
+            case CommandKind.SAVE_CHECKPOINT:
+                loop.save_checkpoint()
+                return "succeeded", f"a checkpoint of step {loop.state.step} is being written"
+            case CommandKind.STOP:
+                loop.stop(f"{command.issued_by}: {command.reason}")
+                return "succeeded", "stopping at this step with a checkpoint"
+
+    def _roll_back(self, loop: Loop, command: Command) -> tuple[Outcome, str]:
+        before = loop.state.step
+        try:
+            loop.go_back(command.reason, "command", command=command.id, at_most=command.to_step)
+        except NoValidCheckpoint as error:
+            return "failed", str(error)
+        return "succeeded", f"went back from step {before} to step {loop.state.step}"
+
+    def _tell(self, loop: Loop, command: Command, state: Outcome, message: str = "") -> None:
+        self._reporter.command(
+            CommandUpdate(step=loop.state.step, command=command.id, state=state, message=message)
+        )

@@ -1,0 +1,48 @@
+"""What has happened to a run so far: the memory that no rollback takes back, kept in the run's folder."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.events import Finding, Rollback, StepSkipped
+
+
+class RunRecord(BaseModel):
+    """Attempts, skips, rollbacks and findings of one run, and the commands it has seen.
+
+    A rollback restores the state of an earlier step; this is what must not be restored: budgets would start
+    anew, and a command would be carried out twice.
+    """
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+    attempt: int = 0
+    skipped_steps: int = 0
+    findings: list[Finding] = Field(default_factory=list)
+    rollbacks: list[Rollback] = Field(default_factory=list)
+    skips: list[StepSkipped] = Field(default_factory=list)
+    commands_seen: list[str] = Field(default_factory=list)
+    ladder: dict[str, Any] = Field(default_factory=dict)
+    status: str = "running"
+
+    @classmethod
+    def load(cls, path: Path) -> "RunRecord":
+        """The record at ``path``; an empty one where there is none yet."""
+        return cls.model_validate_json(path.read_bytes()) if path.exists() else cls()
+
+    def save(self, path: Path) -> None:
+        """Replace the file at ``path`` in one step, so that a kill leaves the old or the new one."""
+        replace_file(path, self.model_dump_json(indent=1).encode())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` so that a reader, or a power cut, sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,251 @@
+"""The way back: when to keep a snapshot or a checkpoint, and which of them to return to."""
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from shared.events import CheckpointChanged, CheckpointState, Finding, Rollback, Severity
+from trainer.checkpoint import (
+    CheckpointRing,
+    CheckpointWriter,
+    Ladder,
+    LadderConfig,
+    LoadCheckpoint,
+    NoValidCheckpoint,
+    Record,
+    RestoreSnapshot,
+    RingConfig,
+    SaveResult,
+    SnapshotRing,
+    Stop,
+    Stored,
+    stage,
+)
+from trainer.checkpoint.record import USABLE
+from trainer.errors import RunStopped
+from trainer.probe import Probe
+from trainer.reporting import Reporter
+from trainer.section import Section
+from trainer.state import TrainState
+
+log = logging.getLogger(__name__)
+
+Trigger = Literal["guard", "command"]
+
+
+class RecoveryConfig(Section):
+    """How often the way back is kept open, and how far it goes."""
+
+    snapshot_every: int = Field(50, ge=1, description="Steps between snapshots in host memory.")
+    checkpoint_every: int = Field(1_000, ge=1, description="Steps between checkpoints on disk.")
+    probe_tolerance: float = Field(
+        1e-3,
+        gt=0,
+        description="Relative difference of the probe loss after loading that is still the same state.",
+    )
+    ring: RingConfig = RingConfig()
+    ladder: LadderConfig = LadderConfig()
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Where a run went back to."""
+
+    source: Literal["snapshot", "checkpoint"]
+    checkpoint: str | None = None
+
+
+class Recovery:
+    """Keeps snapshots and checkpoints of ``state``; restores one when a guard or a person says so."""
+
+    def __init__(
+        self, config: RecoveryConfig, state: TrainState, probe: Probe, folder: Path, reporter: Reporter
+    ) -> None:
+        self.config, self._state, self._probe, self._reporter = config, state, probe, reporter
+        self._changes: deque[Record] = deque()
+        self.ring = CheckpointRing(folder, config.ring, self._changes.append)
+        self._writer = CheckpointWriter(self.ring)
+        self._snapshots = SnapshotRing()
+        self._ladder = Ladder(config.ladder)
+        if reporter.record.ladder:
+            self._ladder.load_state_dict(reporter.record.ladder)
+        self._kept_at = self._saved_at = state.step
+
+    def resume(self) -> str | None:
+        """Take over the newest checkpoint that passes every check; its name, or None if there is none at all.
+
+        Raises:
+            NoValidCheckpoint: there are checkpoints, and none of them can be trusted.
+        """
+        if not self.ring.records():
+            return None
+        loaded = self.ring.load_newest(good_first=False, accept=self._take_over)
+        self.ring.invalidate_after(self._state.step, self._reporter.record.attempt)
+        return loaded.record.name
+
+    def begin(self) -> None:
+        """The first way back: a snapshot of where the attempt starts."""
+        self._saved_at = self._state.step
+        self._take_snapshot()
+
+    def is_due(self, step: int) -> bool:
+        """Whether a snapshot or a checkpoint should be kept at ``step``. Costs two comparisons."""
+        return step - self._kept_at >= self.config.snapshot_every or self._checkpoint_is_due(step)
+
+    def keep(self) -> None:
+        """Take the snapshot and hand over the checkpoint that are due; nothing unjudged is under way."""
+        if self._checkpoint_is_due(self._state.step):
+            self.save()
+        self._take_snapshot()
+
+    def save(self) -> None:
+        """Hand a checkpoint of this moment to the writer: costs two probes and a copy, not the disk."""
+        self._saved_at = self._state.step
+        losses = self._probe.measure(self._state.step)
+        self._writer.submit(
+            stage(self._state.parts()),
+            {**self._state.facts(), "probe": losses},
+            step=self._state.step,
+            attempt=self._reporter.record.attempt,
+            probe_loss=losses["live"],
+        )
+
+    def judged(self, refused: bool, is_healthy: bool) -> None:
+        """Hear how a step was.
+
+        Raises:
+            RunStopped: too many refused in a row.
+        """
+        step = self._state.step
+        if refused:
+            self._stop_or(self._ladder.refused(step))
+        else:
+            self._writer.healthy(step, open_findings=not is_healthy)
+
+    def collect(self) -> None:
+        """Report what the writer's thread has done since the last call."""
+        for result in self._writer.finished():
+            if result.error is not None:
+                self._report_failure(result)
+        while self._changes:
+            self._reporter.checkpoint(self._as_event(self._changes.popleft()))
+
+    def go_back(
+        self, reason: str, trigger: Trigger, *, command: str | None = None, at_most: int | None = None
+    ) -> None:
+        """Restore an earlier state and begin a new attempt there.
+
+        A guard's call climbs the ladder. A command goes to the newest good checkpoint, at step ``at_most`` or
+        before.
+
+        Raises:
+            RunStopped: the ladder has no rung left.
+            NoValidCheckpoint: a command, and nothing to go back to; the state is as it was.
+        """
+        begun, from_step, attempt = time.perf_counter(), self._state.step, self._reporter.record.attempt
+        self._writer.drain()
+        arrival = self._climb(from_step) if trigger == "guard" else self._to_checkpoint(at_most)
+        to_step = self._state.step
+        self._snapshots.drop_after(to_step)
+        self.ring.invalidate_after(to_step, attempt)
+        self._reporter.rollback(
+            Rollback(
+                step=from_step,
+                from_step=from_step,
+                to_step=to_step,
+                source=arrival.source,
+                checkpoint=arrival.checkpoint,
+                reason=reason,
+                trigger=trigger,
+                command=command,
+                seconds=time.perf_counter() - begun,
+            )
+        )
+        self._saved_at = to_step
+        self._take_snapshot()
+
+    def end(self) -> None:
+        """Keep the last state, and finish everything that was handed to the writer."""
+        if self._state.step != self._saved_at:
+            self.save()
+        self._writer.drain()
+        self._writer.close()
+        self.collect()
+
+    def _checkpoint_is_due(self, step: int) -> bool:
+        return step - self._saved_at >= self.config.checkpoint_every
+
+    def _take_snapshot(self) -> None:
+        self._kept_at = self._state.step
+        self._snapshots.take(
+            step=self._state.step,
+            attempt=self._reporter.record.attempt,
+            parts=self._state.parts(),
+            facts=self._state.facts(),
+        )
+
+    def _climb(self, step: int) -> Arrival:
+        usable = [record.step for record in self.ring.records() if record.state in USABLE]
+        rung = self._ladder.corrupt(step, snapshots=self._snapshots.steps(), checkpoints=usable)
+        self._stop_or(rung)
+        if isinstance(rung, RestoreSnapshot):
+            snapshot = self._snapshots.newest(before_step=rung.step + 1)
+            assert snapshot is not None, "the ladder was offered what the ring holds"
+            self._state.restore(snapshot.parts, snapshot.facts)
+            return Arrival("snapshot")
+        assert isinstance(rung, LoadCheckpoint)
+        try:
+            return self._load(rung.before_step)
+        except NoValidCheckpoint as error:
+            raise RunStopped(f"step {step}: {error}") from error
+
+    def _to_checkpoint(self, at_most: int | None) -> Arrival:
+        here = stage(self._state.parts()), self._state.facts()
+        try:
+            return self._load(None if at_most is None else at_most + 1)
+        except NoValidCheckpoint:
+            self._state.restore(*here)
+            raise
+
+    def _load(self, before_step: int | None) -> Arrival:
+        loaded = self.ring.load_newest(before_step=before_step, accept=self._take_over)
+        return Arrival("checkpoint", loaded.record.name)
+
+    def _take_over(self, stored: Stored) -> str | None:
+        """Restore and prove it: why the checkpoint is not the state that was saved, or None."""
+        try:
+            self._state.restore(stored.parts, stored.facts)
+        except ValueError as error:
+            return str(error)
+        return self._probe.difference(stored.facts["probe"], self._state.step, self.config.probe_tolerance)
+
+    def _stop_or(self, rung: object) -> None:
+        self._reporter.record.ladder = self._ladder.state_dict()
+        if isinstance(rung, Stop):
+            raise RunStopped(rung.reason)
+
+    def _report_failure(self, result: SaveResult) -> None:
+        # tried again after a while, not in each step: staging costs a copy of everything
+        self._saved_at = self._state.step - self.config.checkpoint_every + self.config.snapshot_every
+        self._reporter.finding(
+            Finding(
+                step=result.step, guard="checkpoint", severity=Severity.WARNING, message=str(result.error)
+            )
+        )
+
+    def _as_event(self, record: Record) -> CheckpointChanged:
+        check = f"{record.failed_check}: {record.found}" if record.failed_check else None
+        return CheckpointChanged(
+            step=record.step,
+            checkpoint=record.name,
+            state=CheckpointState(record.state.value),
+            size_bytes=record.size_bytes,
+            probe_loss=record.probe_loss,
+            seconds=record.seconds,
+            failed_check=check,
+        )

@@ -1,0 +1,126 @@
+"""Tells what happens to a run: to the monitor, to its record on disk, and to people through the log."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from shared.events import (
+    AttemptStarted,
+    CheckpointChanged,
+    CommandUpdate,
+    Event,
+    Finding,
+    Rollback,
+    RunEnded,
+    Severity,
+    StepSkipped,
+)
+from trainer.guards.base import Vitals
+from trainer.link.client import Link
+from trainer.record import RunRecord
+
+log = logging.getLogger(__name__)
+
+_LEVELS = {
+    Severity.INFO: logging.INFO,
+    Severity.WARNING: logging.WARNING,
+    Severity.ERROR: logging.ERROR,
+    Severity.CRITICAL: logging.CRITICAL,
+}
+_KEPT = 1_000
+_RECENT = 50
+
+
+class Reporter:
+    """The one place through which events leave the trainer."""
+
+    def __init__(self, run: str, link: Link, record: RunRecord, path: Path) -> None:
+        self.run, self.link, self.record, self._path = run, link, record, path
+        self._recent_losses: deque[float] = deque(maxlen=_RECENT)
+
+    @property
+    def recent_loss(self) -> float:
+        """Mean loss of the last applied steps, since a single one says more about its diffusion times."""
+        return sum(self._recent_losses) / max(len(self._recent_losses), 1)
+
+    def attempt(
+        self, step: int, reason: Literal["start", "resume", "rollback"], checkpoint: str | None = None
+    ) -> None:
+        """A new attempt begins at ``step``."""
+        self.record.attempt += 1
+        self._tell(
+            AttemptStarted(step=step, attempt=self.record.attempt, reason=reason, checkpoint=checkpoint)
+        )
+
+    def applied(self, vitals: Sequence[Vitals], seconds: float, fetch_seconds: float) -> None:
+        """An update was applied: its numbers, one row of the series. Costs one dict and one append."""
+        values = {"step_seconds": seconds, "fetch_seconds": fetch_seconds}
+        for index, one in enumerate(vitals):
+            prefix = f"{one.objective}/" if index else ""
+            values[f"{prefix}loss"] = one.loss
+            values[f"{prefix}grad_norm"] = one.grad_norm
+            values[f"{prefix}lr"] = one.lr
+            values |= {f"{prefix}loss/{name}": part for name, part in one.parts.items()}
+        self.link.record_step(self.record.attempt, vitals[0].step, time.time(), values)
+        self._recent_losses.append(vitals[0].loss)
+
+    def skipped(self, event: StepSkipped) -> None:
+        """A step was refused on the device."""
+        log.warning("run %s step %d: refused (%s)", self.run, event.step, event.reason)
+        self.record.skipped_steps += 1
+        self.record.skips.append(event)
+        del self.record.skips[:-_KEPT]
+        self._tell(event)
+
+    def finding(self, finding: Finding) -> None:
+        """A guard saw something."""
+        log.log(_LEVELS[finding.severity], "run %s step %d: %s", self.run, finding.step, finding.message)
+        self.record.findings.append(finding)
+        del self.record.findings[:-_KEPT]
+        self._tell(finding)
+
+    def rollback(self, event: Rollback) -> None:
+        """The run went back; the next attempt begins where it arrived."""
+        log.warning(
+            "run %s step %d: back to step %d from a %s in %.2f s (%s)",
+            self.run,
+            event.from_step,
+            event.to_step,
+            event.source,
+            event.seconds,
+            event.reason,
+        )
+        self.record.rollbacks.append(event)
+        self._tell(event)
+        self.attempt(event.to_step, "rollback", event.checkpoint)
+
+    def checkpoint(self, event: CheckpointChanged) -> None:
+        """A checkpoint changed its state."""
+        detail = f": {event.failed_check}" if event.failed_check else ""
+        log.info("run %s: %s is %s%s", self.run, event.checkpoint, event.state, detail)
+        self._tell(event)
+
+    def command(self, event: CommandUpdate) -> None:
+        """How far a command has come."""
+        log.info(
+            "run %s step %d: command %s %s %s",
+            self.run,
+            event.step,
+            event.command,
+            event.state,
+            event.message,
+        )
+        self._tell(event)
+
+    def ended(self, event: RunEnded) -> None:
+        """The last word."""
+        log.info("run %s: %s at step %d %s", self.run, event.status, event.step, event.message)
+        self.record.status = event.status
+        self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        self.record.save(self._path)
+        self.link.record_event(self.record.attempt, event)

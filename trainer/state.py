@@ -1,0 +1,155 @@
+"""Everything that must return together when a run goes back, all of it or nothing."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainer.checkpoint.checks import match
+from trainer.ema import Ema
+from trainer.guards.panel import Panel
+from trainer.guards.vitals import Meter
+from trainer.section import Section
+
+Parts = Mapping[str, Mapping[str, Tensor]]
+
+
+class Facts(Section):
+    """What of a state is not a tensor; JSON-able."""
+
+    step: int
+    iteration: int
+    applied: dict[str, int]
+    data: dict[str, Any]
+    guards: dict[str, Any]
+    random: dict[str, Any]
+
+
+class Positioned(Protocol):
+    """A source of batches whose position can be saved and set."""
+
+    def next_batch(self) -> Mapping[str, Any]:
+        """The batch at the position, which then moves on by one."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, JSON-able."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to that position; an error, and no move, if it belongs to other data."""
+
+
+@dataclass
+class TrainState:
+    """Model with buffers, moments, average, counters, random states, data position and the guards' memory.
+
+    ``iteration`` counts batches taken, ``step`` applied updates; a refused batch moves the first only.
+    """
+
+    model: nn.Module
+    optimizers: Mapping[str, Optimizer]
+    meters: Mapping[str, Meter]
+    ema: Ema
+    loader: Positioned
+    panel: Panel
+    step: int = 0
+    iteration: int = 0
+
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """The live tensors by part and name; the caller copies them."""
+        return {
+            "model": dict(self.model.state_dict()),
+            "ema": dict(self.ema.tensors),
+            "optimizer": self._moments(),
+            "random": _random_tensors(),
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """All that is not a tensor. Reads the device's counters: for save points, not for every step."""
+        return Facts(
+            step=self.step,
+            iteration=self.iteration,
+            applied={name: int(meter.applied) for name, meter in self.meters.items()},
+            data=self.loader.state_dict(),
+            guards=self.panel.state_dict(),
+            random=_random_facts(),
+        ).model_dump()
+
+    def restore(self, parts: Parts, facts: Mapping[str, Any]) -> None:
+        """Become the state that ``parts`` and ``facts`` hold.
+
+        Names, shapes and types of all tensors are compared first, both ways; then come the data position and
+        the guards' memory, which can refuse; the tensors, which can't, are last. So nothing has changed when
+        an error is raised.
+
+        Raises:
+            ValueError: tensors differ in name, shape or type, or position or memory belong to something else.
+        """
+        live = self.parts()
+        difference = match(live, parts)
+        if difference is not None:
+            raise ValueError(f"the saved state does not fit this model: {difference}")
+        saved = Facts.model_validate({key: facts[key] for key in Facts.model_fields})
+        self._restore_memory(saved)
+        _copy(parts, live)
+        for name, meter in self.meters.items():
+            meter.restore(saved.applied[name], saved.iteration)
+            self.optimizers[name].zero_grad(set_to_none=True)
+        self.step, self.iteration = saved.step, saved.iteration
+        _set_random(parts["random"], saved.random)
+
+    def _restore_memory(self, saved: Facts) -> None:
+        here = self.loader.state_dict()
+        self.loader.load_state_dict(saved.data)
+        try:
+            self.panel.load_state_dict(saved.guards)
+        except ValueError:
+            self.loader.load_state_dict(here)
+            raise
+
+    def _moments(self) -> dict[str, Tensor]:
+        names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
+        return {
+            f"{objective}/{names[parameter]}/{key}": value
+            for objective, optimizer in self.optimizers.items()
+            for parameter, state in optimizer.state.items()
+            for key, value in state.items()
+        }
+
+
+def _copy(source: Parts, into: Parts) -> None:
+    with torch.no_grad():
+        for part, tensors in into.items():
+            for name, tensor in tensors.items():
+                tensor.copy_(source[part][name])
+
+
+def _random_tensors() -> dict[str, Tensor]:
+    states = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def _random_facts() -> dict[str, Any]:
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
+    }
+
+
+def _set_random(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    torch.set_rng_state(tensors["torch"])
+    for name, state in tensors.items():
+        if name.startswith("cuda."):
+            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda.")))
+    version, words, gauss = facts["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = facts["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))

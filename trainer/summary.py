@@ -1,0 +1,68 @@
+"""What a run came to: the page that is left behind as ``summary.json``."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.events import Finding, Rollback
+from trainer.evaluation import Evaluation
+from trainer.loop import Loop
+
+
+class RollbackSummary(BaseModel):
+    """One rollback; ``steps_lost`` are applied updates thrown away, ``seconds`` the time of the restore."""
+
+    from_step: int = Field(serialization_alias="from")
+    to_step: int = Field(serialization_alias="to")
+    reason: str
+    trigger: Literal["guard", "command"]
+    source: Literal["snapshot", "checkpoint"]
+    checkpoint: str | None
+    steps_lost: int
+    seconds: float
+
+    @classmethod
+    def of(cls, event: Rollback) -> "RollbackSummary":
+        """From the event that was reported."""
+        return cls(steps_lost=event.steps_lost, **event.model_dump(include=set(cls.model_fields)))
+
+
+class Summary(BaseModel):
+    """Status, what went wrong, what it cost, and how good the maps are (NMSE: Σ error² / Σ truth²)."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    run: str
+    status: str
+    steps: int
+    attempts: int
+    final_loss: float
+    skipped_steps: int
+    rollbacks: list[RollbackSummary]
+    findings: list[Finding]
+    nmse: float
+    nmse_mean_map: float
+    evaluation: Evaluation
+    fell_short: list[str] = []
+
+    def as_json(self) -> str:
+        """For the file, and for ``--json``."""
+        return self.model_dump_json(indent=1, by_alias=True)
+
+    @classmethod
+    def of(cls, loop: Loop, evaluation: Evaluation) -> "Summary":
+        """From a loop that has ended."""
+        record = loop.reporter.record
+        return cls(
+            run=loop.reporter.run,
+            status=record.status,
+            steps=loop.state.step,
+            attempts=record.attempt,
+            final_loss=loop.reporter.recent_loss,
+            skipped_steps=record.skipped_steps,
+            rollbacks=[RollbackSummary.of(one) for one in record.rollbacks],
+            findings=record.findings,
+            nmse=evaluation.drawn.nmse,
+            nmse_mean_map=evaluation.mean_map.nmse,
+            evaluation=evaluation,
+        )
