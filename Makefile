@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 RUN_FLAGS ?=
 
-.PHONY: run test check lint screenshot clean
+.PHONY: run test check lint bench clean
 
 run: .venv/.ok
 	$(BIN)/python -m trainer demo $(if $(RESUME),--resume) $(RUN_FLAGS)
@@ -20,6 +20,9 @@ lint: .venv/.ok
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: .venv/.ok
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/guard_overhead.py
 
 # torch first and by itself: once it is there, the extras' `torch` installs nothing more.
 .venv/.ok: pyproject.toml constraints.txt

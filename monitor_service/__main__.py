@@ -23,12 +23,11 @@ from monitor_service.errors import (
     FolderNotWritable,
     MonitorError,
     PortTaken,
+    Unprotected,
 )
 from monitor_service.opening import listen, open_database
 from monitor_service.serving import run_until_signal
 from monitor_service.settings import Settings
-
-log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -49,6 +48,7 @@ class ExitCode(IntEnum):
 
 
 _CODES: dict[type[MonitorError], ExitCode] = {
+    Unprotected: ExitCode.USAGE,
     PortTaken: ExitCode.PORT_TAKEN,
     FolderNotWritable: ExitCode.NOT_WRITABLE,
     DatabaseNewer: ExitCode.DATABASE_NEWER,
@@ -108,7 +108,7 @@ def _add(
 def _serve(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments)
     if settings.host not in LOOPBACK:
-        log.warning("everybody who reaches %s can read all runs and order rollbacks", settings.host)
+        raise Unprotected(settings.host)
     with listen(settings.host, settings.port) as listening:
         revision = open_database(settings.database_url)
         host, port = listening.getsockname()[:2]

@@ -10,6 +10,7 @@ MonitorError
 │   └── InvalidMessage     JSON of the wrong shape, or a value out of range 422
 ├── StoreUnavailable       the database cannot commit now; send again       503
 └── StartRefused           serve does not start
+    ├── Unprotected        an address that others reach, and no tokens yet
     ├── PortTaken
     ├── FolderNotWritable
     ├── DiskFull
@@ -101,6 +102,16 @@ class StoreUnavailable(MonitorError):
 
 class StartRefused(MonitorError):
     """The monitor cannot start here and has changed nothing."""
+
+
+class Unprotected(StartRefused):
+    """An address that other machines reach, while nothing asks who is there."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"will not listen on {host}: whoever reaches it could read all runs and order rollbacks, and "
+            "there are no access tokens yet. Listen on 127.0.0.1 and put a proxy that asks for a password before it."
+        )
 
 
 class PortTaken(StartRefused):

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from trainer.checkpoint import CheckpointInvalid, list_records, read
 from trainer.config import load
 from trainer.console import narrated
@@ -25,6 +27,7 @@ from trainer.drill.demo import demo
 from trainer.errors import ConfigError, TrainerError
 from trainer.link.config import LinkConfig
 from trainer.link.delivery import deliver
+from trainer.link.outbox import SpoolError
 from trainer.loop import Loop, Phase
 from trainer.pipeline import prepare, train
 
@@ -42,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(arguments, error, error.exit_code)
     except DataError as error:
         return _refuse(arguments, error, ConfigError.exit_code)
+    except OSError as error:  # a full disk, say: the system's own words and the file
+        return _refuse(arguments, error, TrainerError.exit_code)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
@@ -75,7 +80,10 @@ def _checkpoints(arguments: argparse.Namespace) -> int:
     ]
     lines = [f"{row['name']:<32}{row['state']:<9}{row['proof']}" for row in rows]
     _say(arguments, {"checkpoints": rows}, "\n".join(lines) or f"no checkpoints in {folder}")
-    return 0 if all(row["proof"] in ("", "proved") for row in rows) else FELL_SHORT
+    is_damaged = any(
+        row["proof"] not in ("", "proved") and row["failed_check"] != "abandoned" for row in rows
+    )
+    return FELL_SHORT if arguments.verify and is_damaged else 0
 
 
 def _row(path: Path, facts: dict[str, Any], verify: bool) -> dict[str, Any]:
@@ -92,7 +100,10 @@ def _row(path: Path, facts: dict[str, Any], verify: bool) -> dict[str, Any]:
 def _deliver(arguments: argparse.Namespace) -> int:
     try:
         counts = deliver(arguments.folder, LinkConfig(url=arguments.url))
-    except (ValueError, OSError) as error:
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"--url: {problem}") from error
+    except (ValueError, OSError, SpoolError) as error:
         raise ConfigError(str(error)) from error
     _say(arguments, counts.model_dump(), f"{counts.pending_batches} batches still wait")
     return 0 if counts.pending_batches == 0 else FELL_SHORT

@@ -14,6 +14,7 @@ from trainer.data.items import collate
 from trainer.data.loading import Loader
 from trainer.data.radiomaps import RadioMaps
 from trainer.ema import Ema
+from trainer.errors import ConfigError
 from trainer.guards.invariants import Invariants
 from trainer.guards.limits import Limits
 from trainer.guards.nonfinite import Nonfinite, find_nonfinite_batch
@@ -47,6 +48,7 @@ def build_loop(config: Config, stage: Stage, observers: Sequence[Observer] = ())
 
     Raises:
         DataError: the data can't be used.
+        ConfigError: the run's record can't be read.
     """
     device = torch.device(config.run.device)
     model = stage.model
@@ -108,4 +110,7 @@ def _reporter(config: Config, stage: Stage) -> Reporter:
     )
     link = Link(config.link, stage.run, spec, stage.folder / "spool")
     path = stage.folder / "record.json"
-    return Reporter(stage.run, link, RunRecord.load(path), path)
+    try:
+        return Reporter(stage.run, link, RunRecord.load(path), path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

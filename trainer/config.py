@@ -4,7 +4,8 @@ import tomllib
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+import torch
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from shared.base import Name
 from trainer.data.loading import LoadingConfig
@@ -33,6 +34,17 @@ class RunConfig(Section):
     threads: int = Field(
         1, ge=1, description="CPU threads of torch; more than the free cores makes it slower."
     )
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, name: str) -> str:
+        try:
+            kind = torch.device(name).type
+        except RuntimeError:
+            kind = ""
+        if kind not in ("cpu", "cuda"):
+            raise ValueError("not a device to train on; choose cpu, cuda, or one of several: cuda:1")
+        return name
 
 
 class TrainingConfig(Section):
@@ -90,11 +102,11 @@ class Config(Section):
     def _share_the_autoencoder(cls, sections: Any) -> Any:
         try:
             autoencoder = sections["first_stage"]["model"]["autoencoder"]
-        except (KeyError, TypeError):
-            return sections
-        diffusion = sections.get("diffusion", {})
-        model = {"autoencoder": autoencoder, **diffusion.get("model", {})}
-        return {**sections, "diffusion": {**diffusion, "model": model}}
+            diffusion = sections.get("diffusion", {})
+            model = {"autoencoder": autoencoder, **diffusion.get("model", {})}
+            return {**sections, "diffusion": {**diffusion, "model": model}}
+        except (KeyError, TypeError, AttributeError):
+            return sections  # nothing to share, or no table where one belongs: the fields say so
 
     @model_validator(mode="after")
     def _stages_agree(self) -> Self:
@@ -132,6 +144,8 @@ def _in_words(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return f"  {where}: no such key; there are {', '.join(_keys_beside(keys))}"
     found = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
+    if problem["type"] == "model_type":
+        return f"  {where}{found}: this is a table; write its keys under [{where}]"
     return f"  {where}{found}: {problem['msg'].removeprefix('Value error, ')}"
 
 

@@ -12,13 +12,11 @@ from trainer.section import Section
 
 
 class EmaConfig(Section):
-    """Horizon of the average (RadioDiff: SPEC §9)."""
+    """Horizon of the average. Updates are numbered from 0 on here, as in SPEC §9."""
 
     decay: float = Field(0.999, gt=0, lt=1, description="Largest weight of the past in one update.")
-    start_after: int = Field(
-        10_000, ge=0, description="Until this many updates it is a plain copy, in steps."
-    )
-    every: int = Field(10, ge=1, description="Averaged every so many steps.")
+    start_after: int = Field(10_000, ge=0, description="Up to this update it is a plain copy.")
+    every: int = Field(10, ge=1, description="Averaged at update 0, and at every so many from there.")
 
 
 class Ema:
@@ -33,21 +31,33 @@ class Ema:
         self._live = averaged_tensors(model)
         self.tensors = {name: tensor.detach().clone() for name, tensor in self._live.items()}
 
-    def update(self, step: int, refused: Tensor) -> None:
-        """Take in the model as it is after the update numbered ``step``, unless ``refused`` (a device bool).
+    def update(self, possible: range, number: Tensor, refused: Tensor) -> None:
+        """Take in the model as it is after update ``number``, unless it is not due or was ``refused``.
 
         Decides on the device: no host read, and a NaN in a refused model never reaches the average.
-        """
-        if step % self.config.every == 0:
-            share = 1.0 - self.decay_at(step)
-            ema_update(list(self.tensors.values()), list(self._live.values()), share, refused)
 
-    def decay_at(self, step: int) -> float:
-        """Weight of the past: min(decay, 1 - (1 + e)^(-2/3)), e steps after the start; 0 copies."""
-        elapsed = step - self.config.start_after - 1
-        if elapsed <= 0:
-            return 0.0
-        return float(min(self.config.decay, 1 - (1 + elapsed) ** (-2 / 3)))
+        Args:
+            possible: what ``number`` can be. The host does not know it while earlier updates are under way,
+                since each of them may have been refused; but if none of these is due, nothing is launched.
+            number: updates applied before this one, a whole number on the device.
+            refused: a bool on the device.
+        """
+        if any(one % self.config.every == 0 for one in possible):
+            skipped = refused | (number % self.config.every != 0)
+            share = self.share_at(number)
+            ema_update(list(self.tensors.values()), list(self._live.values()), share, skipped)
+
+    def share_at(self, number: Tensor) -> Tensor:
+        """Weight of the live model at update ``number``: 1 copies. SPEC §9's 1 - decay, float32.
+
+        decay = min(beta, 1 - (1 + e)^(-2/3)), e updates after ``start_after``; the first one due there copies
+        as well.
+        """
+        after, every = self.config.start_after, self.config.every
+        last_copy = (after // every + 1) * every
+        elapsed = (number - after).clamp_min(0).double()
+        share = (1 + elapsed).pow(-2 / 3).clamp_min(1 - self.config.decay)
+        return torch.where(number <= last_copy, torch.ones_like(share), share).float()
 
     @contextmanager
     def in_place_of(self, model: nn.Module) -> Iterator[None]:

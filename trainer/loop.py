@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shared.events import Finding, RunEnded, StepSkipped
-from trainer.guards.base import StepLosses, StepView, Verdict, Vitals, Watched
+from trainer.guards.base import StepLosses, StepView, Verdict, Vitals, Watched, verdict_on
 from trainer.objective import Objective
 from trainer.orders import Orders
 from trainer.probe import Trainee
@@ -89,16 +89,28 @@ class Loop:
         Raises:
             RunStopped: the ladder of recovery has no rung left.
         """
-        self.state.model.train()
-        self.state.panel.rebase(self._watched)
-        self.recovery.begin()
-        while self.state.step < self.total_steps and self._stop_reason is None:
-            self.step()
-        self.settle()
-        self.recovery.end()
+        self.begin()
+        try:
+            while not self._is_over():
+                self.step()
+            self.settle()
+            self.recovery.keep_last()
+        finally:
+            self.recovery.close()
         status: Literal["finished", "stopped"] = "finished" if self._stop_reason is None else "stopped"
         self.reporter.ended(RunEnded(step=self.state.step, status=status, message=self._stop_reason or ""))
         return status
+
+    def begin(self) -> None:
+        """Get ready for the first step from the state as it is."""
+        self.state.model.train()
+        self.state.panel.rebase(self._watched)
+        self.recovery.begin()
+
+    @property
+    def number(self) -> int:
+        """Updates before the one at hand, if none of those under way was refused."""
+        return self.state.step + len(self._under_way)
 
     def stop(self, reason: str) -> None:
         """End at the next step boundary, with a checkpoint; safe to call from a signal handler."""
@@ -120,7 +132,9 @@ class Loop:
             self._enter(Phase.UPDATE)
             self.update()
         assert refused is not None
-        self.state.ema.update(self.state.step + len(self._under_way) + 1, refused)
+        self.state.ema.update(
+            range(self.state.step, self.number + 1), self.objectives[0].meter.applied - 1, refused
+        )
         self._under_way.append(taken)
         self._enter(Phase.REPORT)
         self.report()
@@ -140,7 +154,7 @@ class Loop:
     def forward(self) -> None:
         """The losses of the objective; what the pass writes into buffers can be taken back."""
         self.objective.meter.protect()
-        self.losses = self.model.training_step(self.batch, self.objective.name, self.state.step)
+        self.losses = self.model.training_step(self.batch, self.objective.name, self.number)
 
     def backward(self) -> None:
         """Gradients of the total."""
@@ -153,8 +167,12 @@ class Loop:
         return self.objective.meter.measure(self.losses, refused)
 
     def update(self) -> None:
-        """Apply the update where the device did not refuse it."""
+        """Apply the update where the device did not refuse it, and forget all gradients.
+
+        All, since the loss of one objective may flow through the weights of another.
+        """
         self.objective.update()
+        self.state.model.zero_grad(set_to_none=True)
 
     def report(self) -> None:
         """Judge what has arrived on the host, keep the way back open, obey the monitor."""
@@ -174,8 +192,10 @@ class Loop:
             RunStopped, NoValidCheckpoint: see ``Recovery.go_back``.
         """
         self._under_way.clear()
-        self.recovery.go_back(reason, trigger, command=command, at_most=at_most)
-        self.state.panel.rebase(self._watched)
+        try:
+            self.recovery.go_back(reason, trigger, command=command, at_most=at_most)
+        finally:  # a command that finds nothing to go back to has taken the state away and put it back
+            self.state.panel.rebase(self._watched)
 
     def save_checkpoint(self) -> None:
         """Hand a checkpoint of this step boundary, where everything has been judged, to the writer."""
@@ -184,6 +204,12 @@ class Loop:
     def _enter(self, phase: Phase) -> None:
         for observer in self.observers:
             observer(phase, self)
+
+    def _is_over(self) -> bool:
+        """Whether to end. Waits for what is under way only where it may hold the last update."""
+        if self.number >= self.total_steps:
+            self.settle()
+        return self.state.step >= self.total_steps or self._stop_reason is not None
 
     def settle(self) -> None:
         """Wait until everything under way has been judged."""
@@ -210,7 +236,7 @@ class Loop:
             self.reporter.applied(taken.vitals, seconds, taken.fetch_seconds)
             self.state.step += 1
         if verdict >= Verdict.ROLL_BACK:
-            self.go_back(findings[-1].message, "guard")
+            self.go_back(max(findings, key=verdict_on).message, "guard")
         else:
             self.recovery.judged(refused, verdict is Verdict.PROCEED)
 
@@ -224,6 +250,8 @@ class Loop:
             judgement = self.state.panel.judge(view)
             verdict = max(verdict, judgement.verdict)
             findings.extend(judgement.findings)
+            if verdict >= Verdict.ROLL_BACK:
+                break  # the state is corrupt: the other objectives' scans would only say so again
         return verdict, findings
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -12,13 +12,15 @@ from torch.optim import AdamW
 from trainer.guards.vitals import Meter
 from trainer.section import Section
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimizerConfig(Section):
     """AdamW and its schedule. Defaults: RadioDiff's latent stage (SPEC §8)."""
 
     lr: float = Field(5e-5, gt=0, description="Learning rate at the first step.")
     weight_decay: float = Field(1e-4, ge=0, description="Decoupled, as a share of the rate.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Forgetting of the two moments.")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="Forgetting of the two moments.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     schedule: Literal["polynomial", "constant"] = Field("polynomial", description="How the rate falls.")
     power: float = Field(0.96, gt=0, description="Exponent of the polynomial schedule.")
@@ -58,7 +60,6 @@ class Objective:
         lr = self.schedule.set_for(self.meter.applied)
         self.optimizer.step()
         self.meter.settle(lr)
-        self.optimizer.zero_grad(set_to_none=True)
 
 
 def fused_adamw(parameters: Sequence[nn.Parameter], config: OptimizerConfig, lr: Tensor) -> AdamW:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from shared.base import utc_now
 from shared.commands import Command, CommandKind
 from shared.events import CommandUpdate
 from trainer.checkpoint.errors import NoValidCheckpoint
@@ -17,10 +16,11 @@ Outcome = Literal["accepted", "succeeded", "failed", "refused"]
 
 
 class Orders:
-    """Takes commands from the link, refuses the late ones, and reports how each went.
+    """Takes commands from the link, refuses those for another attempt, and reports how each went.
 
-    The ids it has seen are in the run's record, which no rollback takes back and every restart reads: a
-    command that comes twice is carried out once.
+    A command whose time is over never gets here: the link knows that by the monitor's clock. The ids it has
+    seen are in the run's record, which no rollback takes back and every restart reads: a command that comes
+    twice is carried out once.
     """
 
     def __init__(self, reporter: Reporter) -> None:
@@ -46,8 +46,6 @@ class Orders:
         attempt = self._reporter.record.attempt
         if command.attempt != attempt:
             return f"it was meant for attempt {command.attempt}, the run is at attempt {attempt}"
-        if utc_now() >= command.expires_at:
-            return f"it expired at {command.expires_at:%H:%M:%S} UTC"
         return None
 
     def _obey(self, loop: Loop, command: Command) -> tuple[Outcome, str]:

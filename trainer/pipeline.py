@@ -2,8 +2,10 @@
 
 import logging
 import os
+import random
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from shared.events import RunEnded
@@ -52,8 +54,13 @@ def prepare(config: Config) -> None:
     """Make the run's folder, and set what is global in torch.
 
     Raises:
-        ConfigError: the folder can't be written to.
+        ConfigError: the folder can't be written to, or the device is not there.
     """
+    device = torch.device(config.run.device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"run.device = {device}, but torch sees {torch.cuda.device_count()} CUDA devices here; choose cpu"
+        )
     folder = config.run.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +75,7 @@ def prepare(config: Config) -> None:
 
 def train_first_stage(config: Config, maps: RadioMaps, observers: Observers) -> Mapping[str, torch.Tensor]:
     """The averaged weights of the trained autoencoder, by name."""
-    torch.manual_seed(config.run.seed)
+    _seed(config.run.seed)
     model = FirstStage(config.first_stage.model).to(config.run.device)
     stage = Stage(
         f"{config.run.name}-first-stage",
@@ -86,7 +93,7 @@ def train_diffusion(
     config: Config, maps: RadioMaps, autoencoder: Mapping[str, torch.Tensor], observers: Observers
 ) -> tuple[Loop, LatentDiffusion]:
     """The latent diffusion model on the latents of ``autoencoder``, and the loop that trained it."""
-    torch.manual_seed(config.run.seed + 1)
+    _seed(config.run.seed + 1)
     model = LatentDiffusion(config.diffusion.model).to(config.run.device)
     model.autoencoder.load_state_dict(autoencoder)
     stage = Stage(config.run.name, config.run.folder, model, config.diffusion.training, maps)
@@ -124,6 +131,13 @@ def run_stage(config: Config, stage: Stage, observers: Sequence[Observer] = ()) 
             f"run {stage.run} stopped at step {loop.state.step}; the same command goes on from there"
         )
     return loop
+
+
+def _seed(seed: int) -> None:
+    """Set every random state that a checkpoint keeps: a twin run has the same ones from its first step."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def _resume(loop: Loop, stage: Stage) -> str | None:

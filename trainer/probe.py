@@ -55,11 +55,11 @@ class Probe:
         assert isinstance(model, Trainee)
         was_training = model.training
         devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-        with torch.random.fork_rng(devices):
+        with torch.no_grad(), torch.random.fork_rng(devices):
             torch.manual_seed(self._seed)
             model.eval()
             try:
                 losses = [model.training_step(self._batch, one, step) for one in model.objectives]
-                return sum(float(one.total.detach()) for one in losses)
+                return sum(float(one.total) for one in losses)
             finally:
                 model.train(was_training)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.events import Finding, Rollback, StepSkipped
 
@@ -29,8 +29,22 @@ class RunRecord(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> "RunRecord":
-        """The record at ``path``; an empty one where there is none yet."""
-        return cls.model_validate_json(path.read_bytes()) if path.exists() else cls()
+        """The record at ``path``; an empty one where there is none yet.
+
+        Raises:
+            ValueError: what is there is no record.
+        """
+        if not path.exists():
+            return cls()
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join(map(str, problem["loc"]))
+            raise ValueError(
+                f"{path} is not readable as a run's record ({place} {problem['msg']}); move it elsewhere to "
+                f"go on without the run's history"
+            ) from error
 
     def save(self, path: Path) -> None:
         """Replace the file at ``path`` in one step, so that a kill leaves the old or the new one."""
@@ -38,11 +52,19 @@ class RunRecord(BaseModel):
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` so that a reader, or a power cut, sees the old file or the new one."""
+    """Write ``content`` to ``path`` so that a reader, or a power cut, sees the old file or the new one.
+
+    Raises:
+        OSError: the system refused; the old file stands.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

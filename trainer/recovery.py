@@ -26,7 +26,6 @@ from trainer.checkpoint import (
     Stored,
     stage,
 )
-from trainer.checkpoint.record import USABLE
 from trainer.errors import RunStopped
 from trainer.probe import Probe
 from trainer.reporting import Reporter
@@ -74,7 +73,7 @@ class Recovery:
         self._ladder = Ladder(config.ladder)
         if reporter.record.ladder:
             self._ladder.load_state_dict(reporter.record.ladder)
-        self._kept_at = self._saved_at = state.step
+        self._kept_at, self._save_due_at = state.step, state.step + config.checkpoint_every
 
     def resume(self) -> str | None:
         """Take over the newest checkpoint that passes every check; its name, or None if there is none at all.
@@ -82,15 +81,19 @@ class Recovery:
         Raises:
             NoValidCheckpoint: there are checkpoints, and none of them can be trusted.
         """
-        if not self.ring.records():
+        records = self.ring.records()
+        if not records:
             return None
+        # the run's record may be lost, and no attempt's number may come twice: checkpoints are named by it
+        seen = self._reporter.record.attempt
+        self._reporter.record.attempt = max(seen, *(record.attempt for record in records))
         loaded = self.ring.load_newest(good_first=False, accept=self._take_over)
         self.ring.invalidate_after(self._state.step, self._reporter.record.attempt)
         return loaded.record.name
 
     def begin(self) -> None:
         """The first way back: a snapshot of where the attempt starts."""
-        self._saved_at = self._state.step
+        self._save_due_at = self._state.step + self.config.checkpoint_every
         self._take_snapshot()
 
     def is_due(self, step: int) -> bool:
@@ -105,7 +108,7 @@ class Recovery:
 
     def save(self) -> None:
         """Hand a checkpoint of this moment to the writer: costs two probes and a copy, not the disk."""
-        self._saved_at = self._state.step
+        self._save_due_at = self._state.step + self.config.checkpoint_every
         losses = self._probe.measure(self._state.step)
         self._writer.submit(
             stage(self._state.parts()),
@@ -122,10 +125,9 @@ class Recovery:
             RunStopped: too many refused in a row.
         """
         step = self._state.step
+        self._writer.healthy(step, open_findings=refused or not is_healthy)
         if refused:
             self._stop_or(self._ladder.refused(step))
-        else:
-            self._writer.healthy(step, open_findings=not is_healthy)
 
     def collect(self) -> None:
         """Report what the writer's thread has done since the last call."""
@@ -166,19 +168,25 @@ class Recovery:
                 seconds=time.perf_counter() - begun,
             )
         )
-        self._saved_at = to_step
+        # where nothing on disk is left to go back to, the next step makes it
+        self._save_due_at = to_step + (self.config.checkpoint_every if self.ring.steps() else 1)
         self._take_snapshot()
 
-    def end(self) -> None:
-        """Keep the last state, and finish everything that was handed to the writer."""
-        if self._state.step != self._saved_at:
+    def keep_last(self) -> None:
+        """A checkpoint of the state in which the run ends, unless there is one."""
+        self._writer.drain()
+        self.collect()
+        if self._state.step not in self.ring.steps():
             self.save()
+
+    def close(self) -> None:
+        """Finish everything that was handed to the writer, and report it."""
         self._writer.drain()
         self._writer.close()
         self.collect()
 
     def _checkpoint_is_due(self, step: int) -> bool:
-        return step - self._saved_at >= self.config.checkpoint_every
+        return step >= self._save_due_at
 
     def _take_snapshot(self) -> None:
         self._kept_at = self._state.step
@@ -190,8 +198,8 @@ class Recovery:
         )
 
     def _climb(self, step: int) -> Arrival:
-        usable = [record.step for record in self.ring.records() if record.state in USABLE]
-        rung = self._ladder.corrupt(step, snapshots=self._snapshots.steps(), checkpoints=usable)
+        snapshots, checkpoints = self._snapshots.steps(), self.ring.steps()
+        rung = self._ladder.corrupt(step, snapshots=snapshots, checkpoints=checkpoints)
         self._stop_or(rung)
         if isinstance(rung, RestoreSnapshot):
             snapshot = self._snapshots.newest(before_step=rung.step + 1)
@@ -231,7 +239,7 @@ class Recovery:
 
     def _report_failure(self, result: SaveResult) -> None:
         # tried again after a while, not in each step: staging costs a copy of everything
-        self._saved_at = self._state.step - self.config.checkpoint_every + self.config.snapshot_every
+        self._save_due_at = self._state.step + min(self.config.snapshot_every, self.config.checkpoint_every)
         self._reporter.finding(
             Finding(
                 step=result.step, guard="checkpoint", severity=Severity.WARNING, message=str(result.error)

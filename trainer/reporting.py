@@ -1,6 +1,7 @@
 """Tells what happens to a run: to the monitor, to its record on disk, and to people through the log."""
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -43,14 +44,18 @@ class Reporter:
 
     @property
     def recent_loss(self) -> float:
-        """Mean loss of the last applied steps, since a single one says more about its diffusion times."""
-        return sum(self._recent_losses) / max(len(self._recent_losses), 1)
+        """Mean loss of the last applied steps, since a single one says more about its diffusion times.
+
+        NaN while this process has applied none.
+        """
+        return sum(self._recent_losses) / len(self._recent_losses) if self._recent_losses else math.nan
 
     def attempt(
         self, step: int, reason: Literal["start", "resume", "rollback"], checkpoint: str | None = None
     ) -> None:
         """A new attempt begins at ``step``."""
         self.record.attempt += 1
+        self.record.status = "running"
         self._tell(
             AttemptStarted(step=step, attempt=self.record.attempt, reason=reason, checkpoint=checkpoint)
         )
@@ -122,5 +127,8 @@ class Reporter:
         self._tell(event)
 
     def _tell(self, event: Event) -> None:
-        self.record.save(self._path)
+        try:
+            self.record.save(self._path)
+        except OSError as error:  # a full disk must not end the training; the next event tries again
+            log.warning("run %s step %d: cannot write its record: %s", self.run, event.step, error)
         self.link.record_event(self.record.attempt, event)

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -93,23 +93,31 @@ class TrainState:
         difference = match(live, parts)
         if difference is not None:
             raise ValueError(f"the saved state does not fit this model: {difference}")
-        saved = Facts.model_validate({key: facts[key] for key in Facts.model_fields})
+        saved = Facts.model_validate(
+            {key: value for key, value in facts.items() if key in Facts.model_fields}
+        )
+        if saved.applied.keys() != self.meters.keys():
+            raise ValueError(
+                f"it counts updates of {list(saved.applied)}, this model has {list(self.meters)}"
+            )
+        random_state = _RandomState.of(parts["random"], saved.random)
         self._restore_memory(saved)
         _copy(parts, live)
+        self.model.zero_grad(set_to_none=True)
         for name, meter in self.meters.items():
             meter.restore(saved.applied[name], saved.iteration)
-            self.optimizers[name].zero_grad(set_to_none=True)
         self.step, self.iteration = saved.step, saved.iteration
-        _set_random(parts["random"], saved.random)
+        random_state.set()
 
     def _restore_memory(self, saved: Facts) -> None:
-        here = self.loader.state_dict()
-        self.loader.load_state_dict(saved.data)
+        position, memory = self.loader.state_dict(), self.panel.state_dict()
         try:
+            self.loader.load_state_dict(saved.data)
             self.panel.load_state_dict(saved.guards)
-        except ValueError:
-            self.loader.load_state_dict(here)
-            raise
+        except Exception as error:  # whatever a guard makes of another version's memory
+            self.loader.load_state_dict(position)
+            self.panel.load_state_dict(memory)
+            raise ValueError(f"position or memory can't be taken over: {_in_words(error)}") from error
 
     def _moments(self) -> dict[str, Tensor]:
         names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
@@ -128,6 +136,10 @@ def _copy(source: Parts, into: Parts) -> None:
                 tensor.copy_(source[part][name])
 
 
+def _in_words(error: Exception) -> str:
+    return f"there is no {error}" if isinstance(error, KeyError) else str(error)
+
+
 def _random_tensors() -> dict[str, Tensor]:
     states = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -144,12 +156,35 @@ def _random_facts() -> dict[str, Any]:
     }
 
 
-def _set_random(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    torch.set_rng_state(tensors["torch"])
-    for name, state in tensors.items():
-        if name.startswith("cuda."):
-            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda.")))
-    version, words, gauss = facts["python"]
-    random.setstate((version, tuple(words), gauss))
-    kind, keys, *rest = facts["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+@dataclass(frozen=True)
+class _RandomState:
+    """Random states of every kind, proved on generators of their own before any global one is touched."""
+
+    tensors: Mapping[str, Tensor]
+    python: tuple[Any, ...]
+    numpy: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self:
+        """Raises ``ValueError`` where a generator would refuse its state."""
+        try:
+            version, words, gauss = facts["python"]
+            kind, keys, *rest = facts["numpy"]
+            state = cls(
+                tensors, (version, tuple(words), gauss), (kind, np.array(keys, dtype=np.uint32), *rest)
+            )
+            torch.Generator().set_state(tensors["torch"])
+            random.Random().setstate(state.python)
+            np.random.RandomState().set_state(state.numpy)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"the random states can't be taken over: {_in_words(error)}") from error
+        return state
+
+    def set(self) -> None:
+        """Make them the global ones."""
+        torch.set_rng_state(self.tensors["torch"])
+        for name, state in self.tensors.items():
+            if name.startswith("cuda."):
+                torch.cuda.set_rng_state(state, int(name.removeprefix("cuda.")))
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)

@@ -28,7 +28,10 @@ class LadderConfig(Section):
     )
     max_rollbacks: int = Field(8, ge=0, description="Rollbacks allowed in a run; the next one stops it.")
     max_refused_in_row: int = Field(
-        32, ge=1, description="Refused updates allowed in a row; the next one stops."
+        40,
+        ge=1,
+        description="Refused updates allowed in a row; the next one stops. Above the 32 flags after which the "
+        "spike guard takes a new level of loss for what it is.",
     )
 
 

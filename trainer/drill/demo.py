@@ -29,13 +29,20 @@ TINY = Path(__file__).parents[2] / "deploy/configs/tiny.toml"
 
 
 def demo(
-    folder: Path, port: int, *, resume: bool = False, progress: Observer | None = None, hold: bool = False
+    folder: Path,
+    port: int,
+    *,
+    config: Path = TINY,
+    resume: bool = False,
+    progress: Observer | None = None,
+    hold: bool = False,
 ) -> Summary:
     """Run it; answers the summary, with what fell short of the story under ``fell_short``.
 
     Args:
         folder: the run's folder; one that exists is kept beside it as ``.previous``, unless ``resume``.
         port: of the monitor on loopback; 0 takes any free one.
+        config: what is trained; its name, folder and monitor are the demo's own.
         hold: keep the monitor up until Ctrl-C.
 
     Raises:
@@ -44,10 +51,10 @@ def demo(
     _make_room(folder, resume)
     with monitor(folder / "monitor.db", port) as url:
         log.info("the monitor listens; the page of the run is %s/runs/demo", url)
-        config = _configure(load(TINY), folder, url)
-        story = [] if resume else _story(config, url)
+        chosen = _configure(load(config), folder, url)
+        story = [] if resume else _story(chosen, url)
         always = [progress] if progress else []
-        summary = train(config, lambda stage: [*(story if stage.run == config.run.name else ()), *always])
+        summary = train(chosen, lambda stage: [*(story if stage.run == chosen.run.name else ()), *always])
         if not resume:
             summary.fell_short = fell_short(summary)
         log.info(

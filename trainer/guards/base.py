@@ -140,15 +140,15 @@ def every(steps: int) -> Callable[[int], bool]:
     return lambda step: step > 0 and step % steps == 0
 
 
-def norms(tensors: Sequence[Tensor], order: int = 2) -> Tensor:
-    """L2 (or L1) norm of each tensor, (N,), still on their device: finite only if every element is.
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norm of each tensor, (N,), still on their device: finite only if every element is.
 
     One multi-tensor read. The sums are in float32 whatever the tensors are in, since a float16 sum overflows
     at a norm of 65504; float64 tensors are summed in float64. Elements above about 1e19 overflow float32 too.
     """
     wide = any(tensor.dtype == torch.float64 for tensor in tensors)
     dtype = torch.float64 if wide else torch.float32
-    return torch.stack(torch._foreach_norm(list(tensors), order, dtype=dtype))
+    return torch.stack(torch._foreach_norm(list(tensors), 2, dtype=dtype))
 
 
 def parameter_names(model: nn.Module) -> dict[Tensor, str]:

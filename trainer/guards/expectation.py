@@ -86,7 +86,8 @@ class LossOfTime:
         seen = [place for place in range(BINS) if self._counts[place]]
         if not seen:
             return [1.0] * BINS
-        return np.exp(np.interp(range(BINS), seen, [self._means[place] for place in seen])).tolist()
+        means = np.interp(range(BINS), seen, [self._means[place] for place in seen])
+        return [math.exp(mean) for mean in means]
 
     def state_dict(self) -> dict[str, Any]:
         return {"means": list(self._means), "counts": list(self._counts)}

@@ -200,7 +200,7 @@ class _AdamParameter:
             return True
         beta1, beta2 = self.group["betas"]
         tiny = 1e-15 * math.sqrt(self.parameter.numel())  # where squares underflow
-        most = cauchy(beta1, beta2) * math.sqrt(size.second) * 1.001 + tiny
+        most = cauchy(beta1, beta2) * math.sqrt(max(size.second, 0.0)) * 1.001 + tiny
         return size.least_second >= 0 and size.first <= most
 
     def _decay(self) -> float:
@@ -253,7 +253,7 @@ def _sizes(adams: list[_AdamParameter]) -> Tensor:
     columns = (
         norms([adam.parameter.detach() for adam in adams]),
         norms(firsts),
-        norms(seconds, order=1),
+        torch.stack([second.sum(dtype=torch.float32) for second in seconds]),
         torch.stack([second.amin() for second in seconds]),
     )
     return torch.stack([column.double() for column in columns], dim=1)

@@ -1,7 +1,7 @@
 """What this very batch may cost: ceilings for loss and gradient norm, computed on the device from its times.
 
-The host learns slowly what each diffusion time usually costs (``spike.py``) and publishes it as one small table;
-the device looks up its batch in it, so that a spike is refused in the step in which it happens.
+The host learns slowly what each diffusion time usually costs (``spike.py``) and publishes it as one small
+table; the device looks up its batch in it, so that a spike is refused in the step in which it happens.
 """
 
 import math
@@ -22,11 +22,11 @@ def bins_of(times: Sequence[float]) -> list[int]:
 
 
 class Limits:
-    """A table at a fixed address: the expected loss of 32 bins of time, then factor and power of three ceilings.
+    """A table at a fixed address: the expected loss of 32 bins of time, factor and power of three ceilings.
 
-    A ceiling is ``factor * feature ** power``. Its feature, for the ceiling of the loss, is the mean of what the
-    batch's samples should cost; for that of the gradient norm, and for the norm to clip to, it is their root
-    mean square. A new table allows everything.
+    A ceiling is ``factor * feature ** power``. Its feature, for the ceiling of the loss, is the mean of what
+    the batch's samples should cost; for that of the gradient norm, and for the norm to clip to, it is their
+    root mean square. A new table allows everything.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:

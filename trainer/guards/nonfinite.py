@@ -102,7 +102,7 @@ def kept_tensors(watched: Watched) -> Iterator[tuple[str, Tensor]]:
     for objective, optimizer in watched.optimizers.items():
         for parameter, state in optimizer.state.items():
             for key, value in state.items():
-                if isinstance(value, Tensor) and value.is_floating_point():
+                if isinstance(value, Tensor) and key != "step":
                     yield f"{objective} optimizer {key} of {names.get(parameter, '(unnamed)')}", value
     for name, average in (watched.ema or {}).items():
         if average.is_floating_point():

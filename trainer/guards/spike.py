@@ -90,7 +90,7 @@ class Spike:
     for another reason, and steps that stand out, never enter what it knows. A loss that is not positive is
     not judged, its norm is.
 
-    ``limits`` stays the same object for ever; give it to the objective's ``Meter``.
+    ``limits`` stays the same object for ever; give it to the objective's ``Meter``, whose device it shares.
     """
 
     scans = False
@@ -155,12 +155,15 @@ class Spike:
         self._expected = self._losses.expected()
         offset, slope = self._norms.line() or (0.0, 0.0)
         clip = self._norm_residuals.at(self._config.clip_above) if self._config.adaptive_clip else math.inf
+        middle = sum(map(math.log, self._expected)) / len(self._expected)
         ceilings = (
-            self._loss_residuals.at(above.skip_loss),
-            offset + self._norm_residuals.at(above.skip_norm),
-            offset + clip,
+            middle + self._loss_residuals.at(above.skip_loss),
+            slope * middle + offset + self._norm_residuals.at(above.skip_norm),
+            slope * middle + offset + clip,
         )
-        self.limits.publish(self._expected, [_exp(ceiling) for ceiling in ceilings], (1.0, slope, slope))
+        # in units of the middle, so that a loss of any size stays within float32
+        expected = [loss / math.exp(middle) for loss in self._expected]
+        self.limits.publish(expected, [_exp(ceiling) for ceiling in ceilings], (1.0, slope, slope))
 
     def _thresholds(self) -> _Thresholds:
         config = self._config

@@ -74,9 +74,8 @@ class Meter:
         check_refusable(optimizer, objective)
         if not max_norm > 0:
             raise ValueError(f"objective {objective!r}: max_norm is {max_norm}; give a positive norm")
-        self.objective, self.max_norm, self.history = objective, max_norm, history
-        self.iteration = 0
-        self._optimizer, self._parameters = optimizer, list(parameters)
+        self.objective, self.history, self.iteration = objective, history, 0
+        self._parameters = list(parameters)
         device = self._parameters[0].device
         self.applied = torch.zeros((), dtype=torch.int64, device=device)
         self._limits = limits if limits is not None else Limits(device)

@@ -128,11 +128,13 @@ RULES: dict[Kind, Rules] = {
 }
 
 
+@cache
 def to_ours(name: str, kind: Kind) -> str:
     """Our name of a tensor that upstream calls ``name`` in a file of that kind."""
     return _translate(name, _compiled(kind, reverse=False))
 
 
+@cache
 def to_upstream(name: str, kind: Kind) -> str:
     """Upstream's name of our tensor."""
     return _translate(name, _compiled(kind, reverse=True))

@@ -20,8 +20,6 @@ def test_norms_are_those_of_the_slow_way(dtype: torch.dtype) -> None:
     tensors = [torch.randn(5, 3).to(dtype), torch.zeros(0, dtype=dtype), torch.full((900,), 3000.0).to(dtype)]
     expected = torch.tensor([t.double().norm() for t in tensors], dtype=torch.float64)
     torch.testing.assert_close(norms(tensors).double(), expected, rtol=1e-5, atol=0)
-    absolute = torch.tensor([t.double().abs().sum() for t in tensors], dtype=torch.float64)
-    torch.testing.assert_close(norms(tensors, order=1).double(), absolute, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -203,3 +203,18 @@ def test_other_objectives_are_none_of_its_business(vitals: Callable[..., Vitals]
 def test_a_regime_that_could_never_be_seen_is_refused() -> None:
     with pytest.raises(ValidationError, match="give at most 64"):
         SpikeConfig(regime_flags=65)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_losses_of_any_size_are_judged_alike(scale: float) -> None:
+    """A sum over all pixels is 65536 times their mean: nothing may overflow on the way to the device."""
+    stream = Stream(Spike("diffusion"), batch=16)
+    for _ in range(600):
+        usual = stream.vitals()
+        scaled = {"loss": usual.loss * scale, "sample_losses": tuple(x * scale for x in usual.sample_losses)}
+        fields = {name: getattr(usual, name) for name in Vitals.__slots__}
+        step = Vitals(**fields | scaled | {"refused": False, "reason": None})
+        assert stream.guard.inspect(StepView(step, (), watched=None)) is None  # type: ignore[arg-type]
+    loss, norm, clip = stream.guard.limits.ceilings(torch.tensor(step.times)).tolist()
+    assert step.loss < loss < 10 * step.loss
+    assert step.grad_norm / 2 < clip < norm < 20 * step.grad_norm

@@ -246,3 +246,16 @@ def test_parameters_in_half_precision_are_measured_in_float32(losses: Any) -> No
     meter.settle(1e-3)
     (vitals,) = meter.arrived()
     assert vitals.grad_norm == pytest.approx(1e5 * math.sqrt(10), rel=0.01)
+
+
+def test_parameters_in_double_precision_are_measured_in_it(losses: Any) -> None:
+    model = nn.Linear(4, 2).double()
+    optimizer = AdamW(model.parameters(), fused=True)
+    meter = Meter("main", optimizer, model.parameters(), max_norm=1.0)
+    total = model(torch.ones(3, 4, dtype=torch.float64)).square().mean()
+    total.backward()
+    assert not meter.measure(losses(total))
+    optimizer.step()
+    meter.settle(torch.tensor(1e-3, dtype=torch.float64))
+    (vitals,) = meter.arrived()
+    assert (vitals.loss, vitals.lr) == (total.item(), 1e-3)

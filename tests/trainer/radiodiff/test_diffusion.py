@@ -195,7 +195,7 @@ def test_noise_of_another_shape_is_refused_and_not_broadcast(
     model: LatentDiffusion, batch: dict[str, Tensor], which: str
 ) -> None:
     with pytest.raises(ValueError, match=r"noise has shape \(1, 3, 16, 16\); give \(2, 3, 16, 16\)"):
-        model.training_step(batch, **{which: torch.zeros(1, 3, 16, 16)})  # type: ignore[arg-type]
+        model.training_step(batch, **{which: torch.zeros(1, 3, 16, 16)})
 
 
 def test_a_condition_of_another_size_than_the_map_is_refused(model: LatentDiffusion) -> None:

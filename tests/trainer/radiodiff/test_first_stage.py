@@ -71,7 +71,7 @@ def test_the_discriminator_s_loss_is_the_textbook_s(kind: str) -> None:
         expected = 0.5 * (np.maximum(0, 1 - r).mean() + np.maximum(0, 1 + f).mean())
     else:
         expected = 0.5 * (np.log1p(np.exp(-r)).mean() + np.log1p(np.exp(f)).mean())
-    assert float(discriminator_loss(real, fake, kind)) == pytest.approx(expected, rel=1e-5)  # type: ignore[arg-type]
+    assert float(discriminator_loss(real, fake, kind)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_discriminator_learns_nothing_before_its_start(
@@ -130,7 +130,7 @@ def lpips() -> Lpips:
     torch.manual_seed(3)
     model = Lpips()
     for linear in model.linear:
-        torch.nn.init.uniform_(linear.weight)  # type: ignore[arg-type]
+        torch.nn.init.uniform_(linear.weight)
     return model
 
 
@@ -189,8 +189,8 @@ def test_lpips_comes_from_a_file_and_counts_on_every_pixel(
     assert one is not None
     assert other is not None
     torch.testing.assert_close(one - other, 2.0 * distance * 64 * 64, rtol=1e-3, atol=0.01)
-    assert not any(p.requires_grad for p in stage.train().perceptual.parameters())  # type: ignore[union-attr]
-    assert not any(module.training for module in stage.perceptual.modules())  # type: ignore[union-attr]
+    assert not any(p.requires_grad for p in stage.train().perceptual.parameters())
+    assert not any(module.training for module in stage.perceptual.modules())
 
 
 def test_a_file_without_lpips_is_refused_by_name(tmp_path: Path, lpips: Lpips) -> None:

@@ -101,11 +101,11 @@ def test_a_map_is_the_decoded_latent(model: LatentDiffusion, batch: dict[str, Te
 
 def test_sampling_seeds_nothing(model: LatentDiffusion, batch: dict[str, Tensor]) -> None:
     """Upstream seeds every generator with 0 here, and so repeats its data order after each sample."""
-    states = random.getstate(), np.random.get_state()[1].copy()  # type: ignore[union-attr]
+    states = random.getstate(), np.random.get_state()[1].copy()
     first, second = model.sample(batch["cond"], 1), model.sample(batch["cond"], 1)
     assert not torch.equal(first, second)
     assert random.getstate() == states[0]
-    assert (np.random.get_state()[1] == states[1]).all()  # type: ignore[index]
+    assert (np.random.get_state()[1] == states[1]).all()
 
 
 def test_step_noise_that_does_not_fit_is_refused(model: LatentDiffusion, batch: dict[str, Tensor]) -> None:

@@ -56,8 +56,8 @@ def test_a_relative_position_has_one_row_of_the_table() -> None:
 
 def test_merging_takes_rows_before_columns_and_fills_odd_sides_with_zeros() -> None:
     layer = PatchMerging(1)
-    layer.norm = torch.nn.Identity()  # type: ignore[assignment]
-    layer.reduction = torch.nn.Identity()  # type: ignore[assignment]
+    layer.norm = torch.nn.Identity()
+    layer.reduction = torch.nn.Identity()
     x = torch.arange(1.0, 10.0).reshape(1, 3, 3, 1)
     assert layer(x)[0].tolist() == [[[1, 4, 2, 5], [3, 6, 0, 0]], [[7, 0, 8, 0], [9, 0, 0, 0]]]
 
@@ -86,7 +86,7 @@ def test_stochastic_depth_drops_whole_samples_and_scales_up_the_others() -> None
 
 def test_the_chance_to_be_left_out_rises_linearly_over_all_blocks() -> None:
     config = SwinConfig(embed_dim=8, depths=(2, 2, 4, 2), heads=(1, 1, 1, 1), num_classes=2)
-    blocks = [block for stage in SwinEncoder(config).stages for block in stage]  # type: ignore[union-attr]
+    blocks = [block for stage in SwinEncoder(config).stages for block in stage]
     chances = [block.stochastic_depth.chance for block in blocks]
     assert chances == pytest.approx([0.5 * i / 9 for i in range(10)])
     assert [block.attention.shift for block in blocks] == [0, 3] * 5

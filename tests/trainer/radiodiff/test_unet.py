@@ -14,13 +14,20 @@ def run(unet: Unet, height: int = 64, width: int = 64) -> tuple[Tensor, Tensor]:
         torch.randn(2, 3, height // 4, width // 4),
         torch.rand(2, unet.config.cond_channels, height, width),
     )
-    return unet(x, torch.tensor([0.1, 0.9]), cond)  # type: ignore[no-any-return]
+    return unet(x, torch.tensor([0.1, 0.9]), cond)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 96), (32, 160)])
 def test_the_outputs_have_the_latent_s_shape(tiny_unet: UnetConfig, height: int, width: int) -> None:
     unet = Unet(tiny_unet.model_copy(update={"input_size": input_size_for((height, width))})).eval()
     assert [tuple(out.shape) for out in run(unet, height, width)] == [(2, 3, height // 4, width // 4)] * 2
+
+
+def test_the_published_size_takes_maps_of_256_pixels() -> None:
+    with torch.device("meta"):
+        unet = Unet(UnetConfig())
+        outputs = unet(torch.empty(1, 3, 64, 64), torch.empty(1), torch.empty(1, 3, 256, 256))
+    assert [tuple(out.shape) for out in outputs] == [(1, 3, 64, 64)] * 2
 
 
 @pytest.mark.parametrize(

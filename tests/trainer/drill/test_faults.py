@@ -1,0 +1,128 @@
+"""Weights that break on the way: found at once, taken back, and the end is that of a run in which nothing broke."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from trainer.checkpoint import LadderConfig
+from trainer.drill.faults import Fault, corrupt_weights, largest_parameter, nan_gradient, nan_weight
+from trainer.errors import RunStopped
+from trainer.loop import Phase
+from trainer.recovery import RecoveryConfig
+
+FAULTS = [pytest.param(corrupt_weights, id="a thousand times"), pytest.param(nan_weight, id="NaN")]
+MODELS = ["Denoiser", "DenoiserWithCritic"]
+
+
+def without_memory(state: dict[str, Any]) -> dict[str, Any]:
+    """Guards remember when they looked last, and that differs after a rollback; all else must not."""
+    return {"parts": state["parts"], "facts": {**state["facts"], "guards": None}}
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_broken_weights_cost_nothing_but_time(
+    lab: Any,
+    everything: Any,
+    differences: Any,
+    request: pytest.FixtureRequest,
+    fault: Any,
+    model: str,
+    late: bool,
+) -> None:
+    if late:
+        request.getfixturevalue("late_numbers")
+    kind = {"steps": 50, "model": getattr(lab, model)}
+    healed = lab.run("healed", observers=[fault(33)], **kind)
+    (rollback,) = healed.reporter.record.rollbacks
+    assert healed.reporter.record.status == "finished"
+    assert (rollback.source, rollback.trigger, rollback.to_step) == ("snapshot", "guard", 25)
+    assert rollback.from_step <= 34 + 2 * late
+    assert healed.reporter.record.attempt == 2
+    twin = lab.run("twin", **kind)
+    assert not twin.reporter.record.findings
+    assert differences(without_memory(everything(healed)), without_memory(everything(twin))) == []
+
+
+def test_a_weight_that_breaks_unheard_is_found_before_it_is_kept(
+    lab: Any, everything: Any, differences: Any
+) -> None:
+    """The loss does not depend on it, as on weights before a normalisation: only a look at the state can tell."""
+
+    def strike(loop: Any) -> None:
+        with torch.no_grad():
+            loop.model.inner[0].weight.mul_(1000)
+            loop.model.inner[0].bias.mul_(1000)
+            loop.model.inner[1].running_mean.mul_(1000)
+            loop.model.inner[1].running_var.mul_(1e6)
+
+    healed = lab.run("healed", observers=[Fault(31, Phase.FETCH, strike)], steps=50)
+    (rollback,) = healed.reporter.record.rollbacks
+    assert (rollback.from_step, rollback.to_step) == (35, 25)
+    twin = lab.run("twin", steps=50)
+    assert differences(without_memory(everything(healed)), without_memory(everything(twin))) == []
+
+
+def test_a_fault_that_comes_again_and_again_climbs_the_ladder_and_ends_the_run(
+    lab: Any, events: list[Any]
+) -> None:
+    def strike(phase: Phase, loop: Any) -> None:
+        if phase is Phase.FETCH and loop.state.step >= 33:
+            with torch.no_grad():
+                largest_parameter(loop).view(-1)[0] = torch.nan
+
+    diary = lab.Diary()
+    recovery = RecoveryConfig(
+        snapshot_every=10, checkpoint_every=25, ladder=LadderConfig(max_rollbacks=4)
+    )
+    with pytest.raises(RunStopped, match="after 4 rollbacks"):
+        lab.run(config=lab.config(recovery=recovery), steps=50, observers=[strike, diary])
+    record = diary.loop.reporter.record
+    sources = [(one.source, one.to_step) for one in record.rollbacks]
+    assert sources == [("snapshot", 25), ("snapshot", 20), ("checkpoint", 25), ("checkpoint", 25)]
+    assert record.status == "failed"
+    assert record.attempt == 5
+    assert diary.phases.count("fetch") < 34 + 9 + 14 + 9 + 9
+    assert (events[-1].type, events[-1].status) == ("run_ended", "failed")
+
+
+def test_a_second_life_remembers_what_the_first_one_spent(lab: Any) -> None:
+    def strike(phase: Phase, loop: Any) -> None:
+        if phase is Phase.FETCH and loop.state.step >= 33:
+            with torch.no_grad():
+                largest_parameter(loop).view(-1)[0] = torch.nan
+
+    recovery = RecoveryConfig(
+        snapshot_every=10, checkpoint_every=25, ladder=LadderConfig(max_rollbacks=2)
+    )
+    config = lab.config(recovery=recovery)
+    for rollbacks in (2, 2):
+        diary = lab.Diary()
+        with pytest.raises(RunStopped, match="after 2 rollbacks"):
+            lab.run(config=config, steps=50, observers=[strike, diary])
+        assert len(diary.loop.reporter.record.rollbacks) == rollbacks
+
+
+def test_a_fault_strikes_once_even_if_the_run_comes_by_again(lab: Any) -> None:
+    fault = corrupt_weights(33)
+    loop = lab.run(steps=40, observers=[fault])
+    assert fault.struck
+    assert len(loop.reporter.record.rollbacks) == 1
+
+
+def test_a_nan_gradient_is_one_element_of_one_gradient(lab: Any) -> None:
+    seen: list[int] = []
+
+    def count(phase: Phase, loop: Any) -> None:
+        if phase is Phase.UPDATE:
+            seen.append(sum(int(p.grad.isnan().sum()) for p in loop.model.parameters() if p.grad is not None))
+
+    lab.steps(lab.loop(observers=[nan_gradient(2), count]), 4)
+    assert seen == [0, 0, 1, 0, 0]
+
+
+def test_the_largest_weight_is_one_that_is_trained(lab: Any) -> None:
+    loop = lab.loop(model=lab.DenoiserWithCritic)
+    assert largest_parameter(loop) is loop.model.head.weight
