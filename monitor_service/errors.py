@@ -110,7 +110,7 @@ class Unprotected(StartRefused):
     def __init__(self, host: str) -> None:
         super().__init__(
             f"will not listen on {host}: whoever reaches it could read all runs and order rollbacks, and "
-            "there are no access tokens yet. Listen on 127.0.0.1 and put a proxy that asks for a password before it."
+            "there are no access tokens yet. Listen on 127.0.0.1, behind a proxy that asks for a password."
         )
 
 

@@ -1,4 +1,4 @@
-"""The picture of the house: a file imports only what is drawn below it, on its own side (docs/architecture.md)."""
+"""The picture of the house: a file imports only what is drawn below it (docs/architecture.md)."""
 
 import ast
 from collections.abc import Iterator

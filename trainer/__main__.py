@@ -4,6 +4,10 @@ run CONFIG          train, or go on where the run's folder says it was
 check CONFIG        will it run? configuration, folder, data; trains nothing
 checkpoints DIR     list a run's checkpoints; --verify reads and proves each one
 deliver DIR         send what an ended run left in its spool
+evaluate CONFIG     draw a split's maps and score them beside two simple guesses
+sample CONFIG       draw the map of a place of your own
+import MODEL CONFIG make an upstream checkpoint one of ours, to go on from or to draw with
+export CONFIG FILE  and back, so that you can leave again
 demo                the watched run of `make run`
 """
 
@@ -19,6 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainer.checkpoint import CheckpointInvalid, list_records, read
+from trainer.commands import COMMANDS, Answer
 from trainer.config import load
 from trainer.console import narrated
 from trainer.data.errors import DataError
@@ -156,6 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     delivery = _add(commands, "deliver", _deliver)
     delivery.add_argument("folder", type=Path, metavar="DIR", help="the run's spool")
     delivery.add_argument("--url", required=True, help="the monitor's address")
+    for name, command in COMMANDS.items():
+        command.add_arguments(_add(commands, name, _answering(command.work)))
     show = _add(commands, "demo", _demo)
     show.add_argument("--folder", type=Path, default=Path("runs/demo"))
     show.add_argument("--port", type=int, default=8321, help="the monitor's; 0 for any free one")
@@ -168,6 +175,14 @@ def _add(commands: Any, name: str, work: Callable[[argparse.Namespace], int]) ->
     parser.add_argument("--json", action="store_true", help="answer with one JSON object")
     parser.set_defaults(work=work)
     return parser
+
+
+def _answering(work: Callable[[argparse.Namespace], Answer]) -> Callable[[argparse.Namespace], int]:
+    def answer(arguments: argparse.Namespace) -> int:
+        _say(arguments, *work(arguments))
+        return 0
+
+    return answer
 
 
 def _say(arguments: argparse.Namespace, facts: dict[str, Any], words: str) -> None:

@@ -1,14 +1,17 @@
 """Builds a loop from its parts: the one place where guards, recovery and link meet a model."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from shared.base import utc_now
 from shared.exchange import RunSpec
+from trainer.checkpoint import list_records
 from trainer.config import Config, TrainingConfig
 from trainer.data.items import collate
 from trainer.data.loading import Loader
@@ -26,6 +29,8 @@ from trainer.link.client import Link
 from trainer.loop import Loop, Observer
 from trainer.objective import Objective, Schedule, fused_adamw
 from trainer.probe import Probe, Trainee
+from trainer.radiodiff.diffusion import LatentDiffusion
+from trainer.radiodiff.first_stage import FirstStage
 from trainer.record import RunRecord
 from trainer.recovery import Recovery
 from trainer.reporting import Reporter
@@ -41,6 +46,35 @@ class Stage:
     model: nn.Module
     training: TrainingConfig
     source: RadioMaps
+
+
+CHECKPOINTS = "checkpoints"
+"""Where they lie in a stage's folder."""
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether the stage in that folder has any, usable or not."""
+    return (folder / CHECKPOINTS).is_dir() and bool(list_records(folder / CHECKPOINTS))
+
+
+def first_stage_folder(config: Config) -> Path:
+    """Where the first stage's files go; those of the second lie in the run's own folder."""
+    return config.run.folder / "first-stage"
+
+
+def first_stage_of(config: Config, maps: RadioMaps) -> Stage:
+    """The training of the autoencoder, with new weights."""
+    _seed(config.run.seed)
+    model = FirstStage(config.first_stage.model).to(config.run.device)
+    name = f"{config.run.name}-first-stage"
+    return Stage(name, first_stage_folder(config), model, config.first_stage.training, maps)
+
+
+def diffusion_of(config: Config, maps: RadioMaps) -> Stage:
+    """The training of the latent diffusion model, with new weights."""
+    _seed(config.run.seed + 1)
+    model = LatentDiffusion(config.diffusion.model).to(config.run.device)
+    return Stage(config.run.name, config.run.folder, model, config.diffusion.training, maps)
 
 
 def build_loop(config: Config, stage: Stage, observers: Sequence[Observer] = ()) -> Loop:
@@ -71,7 +105,7 @@ def build_loop(config: Config, stage: Stage, observers: Sequence[Observer] = ())
     )
     reporter = _reporter(config, stage)
     probe = Probe(stage.model, ema, probe_batch(stage, device))
-    recovery = Recovery(config.recovery, state, probe, stage.folder / "checkpoints", reporter)
+    recovery = Recovery(config.recovery, state, probe, stage.folder / CHECKPOINTS, reporter)
     return Loop(
         objectives,
         state,
@@ -87,6 +121,13 @@ def probe_batch(stage: Stage, device: torch.device, size: int = 4) -> dict[str, 
     """The first items of the training maps as they lie in the data set: the same batch for the whole run."""
     batch = collate([stage.source[index] for index in range(min(size, len(stage.source)))])
     return {"image": batch["image"].to(device), "cond": batch["cond"].to(device)}
+
+
+def _seed(seed: int) -> None:
+    """Set every random state that a checkpoint keeps: a twin run has the same ones from its first step."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def _objective(stage: Stage, name: str, limits: Limits, device: torch.device) -> Objective:

@@ -1,6 +1,7 @@
 """A run's configuration: gathers the sections that each part declares, and reads them from TOML."""
 
 import tomllib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -134,7 +135,17 @@ def load(path: Path) -> Config:
     try:
         return Config.model_validate(sections)
     except ValidationError as error:
-        raise ConfigError(f"{path} will not do:\n" + "\n".join(map(_in_words, error.errors()))) from error
+        lines = map(_in_words, _told_once(error.errors()))
+        raise ConfigError(f"{path} will not do:\n" + "\n".join(lines)) from error
+
+
+def _told_once(problems: Sequence[Any]) -> Iterator[Any]:
+    """Without those that the second stage has only because it shares the first one's autoencoder."""
+    first, second = ("first_stage", "model", "autoencoder"), ("diffusion", "model", "autoencoder")
+    known = [(problem["loc"][3:], problem["msg"]) for problem in problems if problem["loc"][:3] == first]
+    for problem in problems:
+        if problem["loc"][:3] != second or (problem["loc"][3:], problem["msg"]) not in known:
+            yield problem
 
 
 def _in_words(problem: Any) -> str:

@@ -5,7 +5,7 @@ All of it goes to standard error; standard output is for a command's answer.
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -28,6 +28,21 @@ def narrated(is_terminal: bool | None = None) -> Iterator[Observer]:
     else:
         _log_to(logging.StreamHandler(sys.stderr), "%(asctime)s %(message)s")
         yield _tell
+
+
+@contextmanager
+def counted(is_terminal: bool | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Like ``narrated``, for work on maps: answers what to tell how many are done, and of how many."""
+    if is_terminal if is_terminal is not None else sys.stderr.isatty():
+        console = Console(stderr=True)
+        _log_to(RichHandler(console=console, show_path=False, show_level=False, markup=False), "%(message)s")
+        columns = (TextColumn("maps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("maps")
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+    else:
+        _log_to(logging.StreamHandler(sys.stderr), "%(asctime)s %(message)s")
+        yield lambda done, total: log.info("%d of %d maps drawn", done, total)
 
 
 @contextmanager

@@ -2,22 +2,22 @@
 
 import logging
 import os
-import random
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import torch
 
 from shared.events import RunEnded
-from trainer.build import Stage, build_loop, probe_batch
+from trainer.build import Stage, build_loop, diffusion_of, first_stage_of, has_checkpoints, probe_batch
 from trainer.checkpoint import NoValidCheckpoint
 from trainer.config import Config
 from trainer.data.radiomaps import RadioMaps
+from trainer.data.variants import VARIANTS
 from trainer.errors import ConfigError, ResumeRefused, StopRequested
 from trainer.evaluation import evaluate
 from trainer.loop import Loop, Observer
 from trainer.radiodiff.diffusion import LatentDiffusion
 from trainer.radiodiff.first_stage import FirstStage
+from trainer.radiodiff.unet import Unet
 from trainer.record import replace_file
 from trainer.summary import Summary
 
@@ -37,7 +37,9 @@ def train(config: Config, observers: Observers = lambda stage: ()) -> Summary:
     prepare(config)
     maps = RadioMaps(config.data, "train")
     held_out = RadioMaps(config.data, "test")
-    autoencoder = train_first_stage(config, maps, observers)
+    # each checkpoint of the second stage holds the autoencoder that it works on
+    begun = has_checkpoints(config.run.folder)
+    autoencoder = None if begun else train_first_stage(config, maps, observers)
     loop, model = train_diffusion(config, maps, autoencoder, observers)
     with loop.state.ema.in_place_of(model):
         evaluation = evaluate(
@@ -54,13 +56,15 @@ def prepare(config: Config) -> None:
     """Make the run's folder, and set what is global in torch.
 
     Raises:
-        ConfigError: the folder can't be written to, or the device is not there.
+        ConfigError: the folder can't be written to, the device is not there, there are other ranks, or the
+            model does not fit the maps.
     """
-    device = torch.device(config.run.device)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1:
         raise ConfigError(
-            f"run.device = {device}, but torch sees {torch.cuda.device_count()} CUDA devices here; choose cpu"
+            f"{ranks} ranks were started, but each would train alone in {config.run.folder}; start one"
         )
+    set_up_torch(config)
     folder = config.run.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,33 +74,63 @@ def prepare(config: Config) -> None:
         raise ConfigError(
             f"cannot write to run.folder = {folder}: {os.strerror(error.errno or 0)}; choose another folder"
         ) from error
+    check_shapes(config)
+
+
+def check_shapes(config: Config) -> None:
+    """Send shapes without numbers through the second stage. Costs no memory, and a second at full size.
+
+    Raises:
+        ConfigError: it does not take maps of this size, or another number of channels than the variant has.
+    """
+    side, channels = config.data.image_size, len(VARIANTS[config.data.variant].channels)
+    model = config.diffusion.model
+    with torch.device("meta"), torch.no_grad():
+        latent = torch.empty(2, model.unet.channels, side // 4, side // 4)
+        try:
+            Unet(model.unet)(latent, torch.empty(2), torch.empty(2, channels, side, side))
+        except ValueError as error:
+            raise ConfigError(
+                f"diffusion.model does not fit data.image_size = {side} and data.variant = "
+                f"{config.data.variant}: {error}"
+            ) from error
+
+
+def set_up_torch(config: Config) -> None:
+    """Set what is global in torch.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    device = torch.device(config.run.device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"run.device = {device}, but torch sees {torch.cuda.device_count()} CUDA devices here; choose cpu"
+        )
     torch.set_num_threads(config.run.threads)
 
 
 def train_first_stage(config: Config, maps: RadioMaps, observers: Observers) -> Mapping[str, torch.Tensor]:
     """The averaged weights of the trained autoencoder, by name."""
-    _seed(config.run.seed)
-    model = FirstStage(config.first_stage.model).to(config.run.device)
-    stage = Stage(
-        f"{config.run.name}-first-stage",
-        config.run.folder / "first-stage",
-        model,
-        config.first_stage.training,
-        maps,
-    )
-    loop = run_stage(config, stage, observers(stage))
+    stage = first_stage_of(config, maps)
+    loop, model = run_stage(config, stage, observers(stage)), stage.model
+    assert isinstance(model, FirstStage)
     with loop.state.ema.in_place_of(model):
         return {name: tensor.clone() for name, tensor in model.autoencoder.state_dict().items()}
 
 
 def train_diffusion(
-    config: Config, maps: RadioMaps, autoencoder: Mapping[str, torch.Tensor], observers: Observers
+    config: Config, maps: RadioMaps, autoencoder: Mapping[str, torch.Tensor] | None, observers: Observers
 ) -> tuple[Loop, LatentDiffusion]:
-    """The latent diffusion model on the latents of ``autoencoder``, and the loop that trained it."""
-    _seed(config.run.seed + 1)
-    model = LatentDiffusion(config.diffusion.model).to(config.run.device)
-    model.autoencoder.load_state_dict(autoencoder)
-    stage = Stage(config.run.name, config.run.folder, model, config.diffusion.training, maps)
+    """The latent diffusion model, and the loop that trained it.
+
+    It works on the latents of ``autoencoder``; None takes that of the checkpoint which the run goes on from.
+    """
+    stage = diffusion_of(config, maps)
+    model = stage.model
+    assert isinstance(model, LatentDiffusion)
+    if autoencoder is not None:
+        model.autoencoder.load_state_dict(autoencoder)
     # the scale of the latents is a constant of the whole run, so it is set before anything guards it
     model.encode(probe_batch(stage, torch.device(config.run.device))["image"], may_set_scale=True)
     return run_stage(config, stage, observers(stage)), model
@@ -121,23 +155,12 @@ def run_stage(config: Config, stage: Stage, observers: Sequence[Observer] = ()) 
         reporter.ended(RunEnded(step=loop.state.step, status="failed", message=str(error)))
         raise
     finally:
-        left = reporter.link.close()
-        if left.pending_batches:
-            log.warning(
-                "run %s: %d batches wait in %s", stage.run, left.pending_batches, stage.folder / "spool"
-            )
+        reporter.link.close()
     if status == "stopped":
         raise StopRequested(
             f"run {stage.run} stopped at step {loop.state.step}; the same command goes on from there"
         )
     return loop
-
-
-def _seed(seed: int) -> None:
-    """Set every random state that a checkpoint keeps: a twin run has the same ones from its first step."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
 
 
 def _resume(loop: Loop, stage: Stage) -> str | None:

@@ -109,6 +109,8 @@ class Recovery:
     def save(self) -> None:
         """Hand a checkpoint of this moment to the writer: costs two probes and a copy, not the disk."""
         self._save_due_at = self._state.step + self.config.checkpoint_every
+        # a restart goes on from here, so the steps up to here must not be lost with this process
+        self._reporter.link.hurry()
         losses = self._probe.measure(self._state.step)
         self._writer.submit(
             stage(self._state.parts()),

@@ -47,7 +47,7 @@ class Summary(BaseModel):
 
     def as_json(self) -> str:
         """For the file, and for ``--json``."""
-        return self.model_dump_json(indent=1, by_alias=True)
+        return self.model_dump_json(indent=1, by_alias=True, exclude={"evaluation": {"maps"}})
 
     @classmethod
     def of(cls, loop: Loop, evaluation: Evaluation) -> "Summary":
@@ -62,7 +62,7 @@ class Summary(BaseModel):
             skipped_steps=record.skipped_steps,
             rollbacks=[RollbackSummary.of(one) for one in record.rollbacks],
             findings=record.findings,
-            nmse=evaluation.drawn.nmse,
-            nmse_mean_map=evaluation.mean_map.nmse,
+            nmse=evaluation.drawn.mean.nmse,
+            nmse_mean_map=evaluation.mean_map.mean.nmse,
             evaluation=evaluation,
         )

@@ -20,7 +20,7 @@ from trainer.checkpoint import Stored, list_records, read
 
 ROOT = Path(__file__).parents[2]
 RUN = "radio-7"
-STEPS = 80
+STEPS = 60
 PATIENCE_S = 120.0
 """Deadline of every wait: long, since it is reached only by what is broken, on a machine that may be busy."""
 
@@ -140,21 +140,28 @@ class House:
         self.database = folder / "monitor.db"
         self._programs: list[Program] = []
 
-    def config(self, url: str = "") -> Path:
+    def config(self, url: str = "", flush_s: float = 0.1) -> Path:
         """The small training, in this house, reporting to ``url``."""
-        small = (Path(__file__).parent / "small.toml").read_text()
+        text = (Path(__file__).parent / "small.toml").read_text()
+        for placeholder, value in (("FOLDER", self.run_folder), ("URL", url), ('"FLUSH_S"', flush_s)):
+            text = text.replace(placeholder, str(value))
         path = self.folder / "small.toml"
-        path.write_text(small.replace("FOLDER", str(self.run_folder)).replace("URL", url))
+        path.write_text(text)
         return path
 
     def monitor(self, port: int = 0, **settings: str) -> Monitor:
         return self._keep(Monitor(self.folder / "said", self.database, port, settings))
 
-    def trainer(self, url: str = "") -> Trainer:
-        return self._keep(Trainer(["trainer", "run", str(self.config(url))], self.folder / "said"))
+    def trainer(self, url: str = "", flush_s: float = 0.1) -> Trainer:
+        config = self.config(url, flush_s)
+        return self._keep(Trainer(["trainer", "run", str(config)], self.folder / "said"))
 
     def program(self, *words: str) -> Program:
         return self._keep(Program(list(words), self.folder / "said"))
+
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether one of this step of the diffusion is complete on disk."""
+        return any((self.run_folder / "checkpoints").glob(f"step-{step:08d}-*"))
 
     def last_checkpoint(self, stage: str = "") -> Stored:
         """The last state of a stage, verified."""

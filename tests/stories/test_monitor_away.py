@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-STEPS = 80
+STEPS = 60
 
 
 def assert_all_is_there_once(monitor: Any, trainer: Any, undisturbed: Any) -> None:
@@ -34,7 +34,7 @@ def test_a_monitor_killed_and_started_again_lacks_nothing_and_has_nothing_twice(
     trainer = house.trainer(monitor.url)
     until(lambda: monitor.step() >= 15, "the monitor knows of step 15")
     monitor.end(signal.SIGKILL)
-    until(lambda: trainer.has_sealed(40), "step 40 is reached without a monitor")
+    until(lambda: trainer.has_sealed(30), "step 30 is reached without a monitor")
     monitor = house.monitor(monitor.port)
     assert trainer.end() == 0, trainer.log
     assert_all_is_there_once(monitor, trainer, undisturbed)
@@ -48,7 +48,7 @@ def test_a_monitor_that_hangs_delays_no_step_and_catches_up_when_it_wakes(
     trainer = house.trainer(monitor.url)
     until(lambda: monitor.step() >= 15, "the monitor knows of step 15")
     monitor.send(signal.SIGSTOP)
-    until(lambda: trainer.has_sealed(60), "training goes on before a monitor that hangs")
+    until(lambda: trainer.has_sealed(40), "training goes on before a monitor that hangs")
     assert trainer.is_running
     monitor.send(signal.SIGCONT)
     assert trainer.end() == 0, trainer.log
@@ -65,8 +65,9 @@ def test_without_a_monitor_training_is_the_same_and_the_spool_is_delivered_later
         assert trainer.end() == 0, trainer.log
     assert undisturbed.differences(house) == []
     summary = json.loads((house.run_folder / "summary.json").read_text())
-    assert summary == undisturbed.summary
-    assert "batches wait in" in trainer.log
+    for name in ("status", "steps", "final_loss", "nmse"):
+        assert summary[name] == undisturbed.summary[name]
+    assert "did not reach the monitor; they wait in" in trainer.log
     monitor = house.monitor()
     for spool in ("spool", "first-stage/spool"):
         delivery = house.program("trainer", "deliver", str(house.run_folder / spool), "--url", monitor.url)

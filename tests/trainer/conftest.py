@@ -1,5 +1,7 @@
-"""A small real training in a folder of its own: model, data, guards, checkpoints and link, all of them real."""
+"""A small training in a folder of its own, with real guards, checkpoints, record and link."""
 
+import logging
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -42,7 +44,7 @@ class Losses:
 class Denoiser(nn.Module):
     """Predicts the noise in a small picture: BatchNorm, a frozen layer, a constant buffer, a sampled time.
 
-    Its largest weight, which the drill's faults strike, is not followed by a normalisation that would hide it.
+    Its largest weight, which the drill strikes, is not followed by a normalisation that would hide it.
     """
 
     objectives: tuple[str, ...] = ("denoiser",)
@@ -58,7 +60,7 @@ class Denoiser(nn.Module):
         return [*self.inner.parameters(), *self.head.parameters()]
 
     def training_step(self, batch: Mapping[str, Tensor], objective: str, step: int) -> Losses:
-        latent, guess, noise, t = self._guess(batch)
+        _, guess, noise, t = self._guess(batch)
         per_sample = (guess - noise).square().mean(dim=(1, 2, 3)) * (t + 1) / t.sqrt()
         parts = {"noise": per_sample.detach().mean()}
         return Losses(per_sample.mean(), parts, per_sample.detach(), t)
@@ -74,7 +76,7 @@ class Denoiser(nn.Module):
 
 
 class DenoiserWithCritic(Denoiser):
-    """Two losses in turn. The denoiser's flows through the critic's weights too, as a careless model's would."""
+    """Two losses in turn. The denoiser's flows through the critic's weights too, which is careless."""
 
     objectives = ("denoiser", "critic")
 
@@ -209,6 +211,11 @@ class Laboratory:
 
         return kill
 
+    def wait_for_disk(self, phase: Phase, loop: Loop) -> None:
+        """An observer that makes a test independent of how fast checkpoints are written."""
+        if phase is Phase.FETCH:
+            loop.recovery._writer.drain()
+
     def _disturb(self) -> None:
         self.num_built += 1
         torch.manual_seed(1_000 + self.num_built)
@@ -290,17 +297,31 @@ def order() -> Callable[..., Command]:
     def make(kind: str, id: str = "c1", **changes: Any) -> Command:
         now = utc_now()
         usual = {"reason": "a test", "issued_by": "somebody", "issued_at": now, "attempt": 1}
-        return Command(**{"id": id, "kind": kind, "expires_at": now + timedelta(minutes=1), **usual, **changes})
+        return Command(
+            **{"id": id, "kind": kind, "expires_at": now + timedelta(minutes=1), **usual, **changes}
+        )
 
     return make
 
 
 @pytest.fixture
 def deliver() -> Callable[..., None]:
-    """Hand commands to a loop with its next step, in place of the network: ``deliver(loop, command, ...)``."""
+    """Hand commands to a loop with its next step, in place of the network."""
 
     def hand_over(loop: Loop, *commands: Command) -> None:
         waiting = list(commands)
         loop.reporter.link.commands = lambda: [waiting.pop(0) for _ in range(len(waiting))]
 
     return hand_over
+
+
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """A command sets up logging and signals for its process; here they are put back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    root.handlers[:], root.level = handlers, level
+    for number, handler in signals.items():
+        signal.signal(number, handler)

@@ -42,7 +42,9 @@ def test_going_back_without_a_reason_changes_nothing(
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(lab: Any, everything: Any, differences: Any) -> None:
-    loop = lab.loop("stopped", steps=30, observers=[lambda phase, loop: loop.state.step == 17 and loop.stop("a pause")])
+    loop = lab.loop(
+        "stopped", steps=30, observers=[lambda phase, loop: loop.state.step == 17 and loop.stop("a pause")]
+    )
     assert loop.run() == "stopped"
     resumed, twin = lab.run("stopped", steps=30, seed=None), lab.run("twin", steps=30)
     compared = [everything(resumed), everything(twin)]

@@ -12,7 +12,7 @@ EVERY, AFTER, BETA = 4, 12, 0.9
 
 
 def published(weights: list[Tensor]) -> Tensor:
-    """The average after all ``weights``: upstream's rule (SPEC §9) with its own counters, one line at a time."""
+    """The average after all ``weights``: upstream's rule (SPEC §9) with its own counters."""
     average, step, initted = weights[0] * 0, 0, False
     for online in weights:
         s = step
@@ -89,8 +89,15 @@ def test_a_model_carries_the_average_only_within_the_block() -> None:
     ema = Ema(model, EmaConfig())
     own = model.weight.detach().clone()
     ema.tensors["weight"].fill_(3.0)
-    with pytest.raises(RuntimeError, match="on the way"), ema.in_place_of(model):
-        assert torch.equal(model.weight, torch.full((2, 2), 3.0))
-        raise RuntimeError("on the way")
+    seen: list[Tensor] = []
+
+    def look_and_fail() -> None:
+        with ema.in_place_of(model):
+            seen.append(model.weight.detach().clone())
+            raise RuntimeError("on the way")
+
+    with pytest.raises(RuntimeError, match="on the way"):
+        look_and_fail()
+    assert torch.equal(seen[0], torch.full((2, 2), 3.0))
     assert torch.equal(model.weight, own)
     assert torch.equal(ema.tensors["weight"], torch.full((2, 2), 3.0))

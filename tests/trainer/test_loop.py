@@ -1,4 +1,4 @@
-"""Six phases a step, a bad step refused with all that it touched, and exactly the updates that were asked for."""
+"""Six phases a step, a bad one refused with all that it touched, and exactly the updates asked for."""
 
 import logging
 from typing import Any
@@ -59,7 +59,9 @@ def test_a_nan_gradient_leaves_nothing_behind(
     assert "model/inner.0.weight" in differences(after, everything(loop)), "and the next step is applied"
 
 
-def test_a_nan_in_the_batch_leaves_the_running_statistics_clean(lab: Any, everything: Any, differences: Any) -> None:
+def test_a_nan_in_the_batch_leaves_the_running_statistics_clean(
+    lab: Any, everything: Any, differences: Any
+) -> None:
     def nan(phase: Any, loop: Any) -> None:
         if phase == "forward" and loop.state.iteration == 6:
             loop.batch["image"][0, 0, 0, 0] = torch.nan
@@ -97,7 +99,7 @@ def test_late_numbers_cost_no_update_and_add_none(lab: Any, refused: tuple[int, 
 def test_a_model_is_told_the_number_of_its_update_though_numbers_come_late(lab: Any) -> None:
     told: list[int] = []
 
-    class Listener(lab.Denoiser):  # type: ignore[name-defined, misc]
+    class Listener(lab.Denoiser):
         def training_step(self, batch: Any, objective: str, step: int) -> Any:
             if self.training:
                 told.append(step)

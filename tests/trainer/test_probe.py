@@ -100,14 +100,16 @@ def test_two_looks_see_the_same_and_two_seeds_do_not(lab: Any) -> None:
     first = probe.measure(0)
     torch.manual_seed(2)
     assert probe.measure(0) == first
-    other = Probe(loop.model, loop.state.ema, probe_batch(lab.stage(lab.config()), torch.device("cpu")), seed=1)
+    other = Probe(
+        loop.model, loop.state.ema, probe_batch(lab.stage(lab.config()), torch.device("cpu")), seed=1
+    )
     assert other.measure(0) != first
 
 
 def test_no_graph_is_built_for_a_look(lab: Any) -> None:
     had_a_graph: list[bool] = []
 
-    class Watched(lab.Denoiser):  # type: ignore[name-defined, misc]
+    class Watched(lab.Denoiser):
         def training_step(self, batch: Any, objective: str, step: int) -> Any:
             losses = super().training_step(batch, objective, step)
             had_a_graph.append(losses.total.requires_grad)

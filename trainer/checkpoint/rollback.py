@@ -30,8 +30,8 @@ class LadderConfig(Section):
     max_refused_in_row: int = Field(
         40,
         ge=1,
-        description="Refused updates allowed in a row; the next one stops. Above the 32 flags after which the "
-        "spike guard takes a new level of loss for what it is.",
+        description="Refused updates allowed in a row; the next one stops. Above the 32 flags after which "
+        "the spike guard takes a new level of loss for what it is.",
     )
 
 

@@ -78,6 +78,11 @@ class Link:
             if urgent:
                 self._conversation.hurry()
 
+    def hurry(self) -> None:
+        """Write what was recorded to the spool now, and send it: before a restart may begin after it."""
+        if self._is_on:
+            self._conversation.hurry()
+
     def commands(self) -> list[Command]:
         """Commands that arrived since the last call. Each is handed out once; lapsed ones never are."""
         return self._inbox.take()
@@ -89,7 +94,8 @@ class Link:
     def close(self, deadline_s: float = 10.0) -> OutboxCounts:
         """Send what is left for at most ``deadline_s`` seconds; the counts say how much still waits on disk.
 
-        Everything goes to the disk first, so nothing is lost when the deadline passes.
+        Everything goes to the disk first, so nothing is lost when the deadline passes; a monitor that is away is
+        waited for one second only.
         """
         if self._thread is not None:
             self._conversation.finish(deadline_s)

@@ -27,6 +27,8 @@ from trainer.link.sender import Sender
 URGENT_GAP_S = 0.05
 """Pause between two urgent packings: a guard that fires at every step must not keep the thread busy."""
 AFTER_MISTAKE_S = 1.0
+FAREWELL_S = 1.0
+"""How long the end waits for a monitor that is away; all that is left is on disk by then."""
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +110,10 @@ class Conversation:
             self._outbox.sync()
             self._stored.set()
             self._sender.in_a_hurry.set()
-            await asyncio.wait({server}, timeout=self._deadline_s)
+            first = min(self._deadline_s, FAREWELL_S)
+            await asyncio.wait({server}, timeout=first)
+            if not self._sender.is_away:
+                await asyncio.wait({server}, timeout=self._deadline_s - first)
             server.cancel()
             await asyncio.gather(saver, server, return_exceptions=True)
         self._recorder.abandon()

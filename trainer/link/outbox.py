@@ -65,8 +65,12 @@ class Address(Message):
         path = directory / "run.json"
         try:
             return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise SpoolError(path, f"can't be read ({error})", "Name the spool folder of a run.") from error
+        except OSError as error:
+            raise SpoolError(
+                path, f"can't be read: {error.strerror}", "Name a run's spool folder."
+            ) from error
+        except ValidationError as error:
+            raise SpoolError(path, f"makes no sense: {error}", "Name a run's spool folder.") from error
 
 
 class Outbox:

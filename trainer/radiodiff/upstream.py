@@ -7,6 +7,7 @@ It is read with ``weights_only=True``. Optimizer states are left out: they hang 
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,14 +86,15 @@ class UpstreamFile:
 
 
 def read_file(path: Path) -> UpstreamFile:
-    """Read a ``model-*.pt`` of either stage; nothing in it is run.
+    """Read a ``model-*.pt`` of either stage; nothing in it is run. Costs two reads of the file.
 
     Raises:
         ValueError: no such checkpoint, or one that can't be read.
     """
     try:
+        _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no PyTorch file that can be read ({error}); copy it again") from error
     tensors = _tensors_of(content, path)
     kind: Kind = "diffusion" if any(name.startswith("model.") for name in tensors) else "first_stage"
@@ -112,8 +114,8 @@ def load_diffusion(model: LatentDiffusion, file: UpstreamFile, *, use_ema: bool 
         What the model has no place for, by our names: hand it to ``write_file`` to get the same file back.
 
     Raises:
-        ValueError: a first-stage file, no EMA where one was asked for, or the release of 2024-12 for a model
-            that applies the frequency filters.
+        ValueError: a first-stage file, no EMA where one was asked for, or a release that applies the
+            frequency filters otherwise than the model does.
         UpstreamMismatch: tensors missing, too many, or of another shape.
     """
     _check_kind(file, "diffusion")
@@ -122,6 +124,11 @@ def load_diffusion(model: LatentDiffusion, file: UpstreamFile, *, use_ema: bool 
         raise ValueError(
             f"{file.path.name} is of the release of 2024-12, which did not apply the frequency filters "
             'and weighted its loss otherwise; set unet.apply_aft = false and weighting = "2024-12"'
+        )
+    if file.release == "2025" and not config.unet.apply_aft:
+        raise ValueError(
+            f"{file.path.name} was trained with the frequency filters, so it draws nothing of use without "
+            "them; set unet.apply_aft = true"
         )
     optional = () if config.unet.cond_channels == CAR_CHANNELS else ("unet.cars_conv.",)
     return _load(model, _chosen(file, use_ema), file, optional)
@@ -183,6 +190,15 @@ def write_file(
     partial = path.with_name(path.name + ".partial")
     torch.save(content, partial)
     os.replace(partial, path)
+
+
+def _check_sums(path: Path) -> None:
+    """torch.load takes flipped bits for weights; but its files are zip archives, which hold checksums."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} does not agree with its checksum")
 
 
 def _tensors_of(content: Any, path: Path) -> Tensors:

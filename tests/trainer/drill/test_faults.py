@@ -1,18 +1,25 @@
-"""Weights that break on the way: found at once, taken back, and the end is that of a run in which nothing broke."""
+"""Weights that break are found and taken back, and the run ends as if nothing had broken."""
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
 
-from trainer.checkpoint import LadderConfig
+from trainer.checkpoint import LadderConfig, NoValidCheckpoint
 from trainer.drill.faults import Fault, corrupt_weights, largest_parameter, nan_gradient, nan_weight
 from trainer.errors import RunStopped
 from trainer.loop import Phase
 from trainer.recovery import RecoveryConfig
 
-FAULTS = [pytest.param(corrupt_weights, id="a thousand times"), pytest.param(nan_weight, id="NaN")]
-MODELS = ["Denoiser", "DenoiserWithCritic"]
+
+def break_unheard(loop: Any) -> None:
+    """No loss depends on the scale of weights before a normalisation: only a look at the state can tell."""
+    with torch.no_grad():
+        loop.model.inner[0].weight.mul_(1000)
+        loop.model.inner[0].bias.mul_(1000)
+        loop.model.inner[1].running_mean.mul_(1000)
+        loop.model.inner[1].running_var.mul_(1e6)
 
 
 def without_memory(state: dict[str, Any]) -> dict[str, Any]:
@@ -20,9 +27,15 @@ def without_memory(state: dict[str, Any]) -> dict[str, Any]:
     return {"parts": state["parts"], "facts": {**state["facts"], "guards": None}}
 
 
-@pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "model", "late"),
+    [
+        (corrupt_weights, "Denoiser", False),
+        (corrupt_weights, "DenoiserWithCritic", True),
+        (nan_weight, "Denoiser", True),
+        (nan_weight, "DenoiserWithCritic", False),
+    ],
+)
 def test_broken_weights_cost_nothing_but_time(
     lab: Any,
     everything: Any,
@@ -38,8 +51,9 @@ def test_broken_weights_cost_nothing_but_time(
     healed = lab.run("healed", observers=[fault(33)], **kind)
     (rollback,) = healed.reporter.record.rollbacks
     assert healed.reporter.record.status == "finished"
-    assert (rollback.source, rollback.trigger, rollback.to_step) == ("snapshot", "guard", 25)
-    assert rollback.from_step <= 34 + 2 * late
+    ahead = 2 if late else 0  # updates that the host has not heard of yet, here as at the snapshot
+    assert (rollback.source, rollback.trigger, rollback.to_step) == ("snapshot", "guard", 25 + ahead)
+    assert rollback.from_step <= 34 + ahead
     assert healed.reporter.record.attempt == 2
     twin = lab.run("twin", **kind)
     assert not twin.reporter.record.findings
@@ -49,20 +63,23 @@ def test_broken_weights_cost_nothing_but_time(
 def test_a_weight_that_breaks_unheard_is_found_before_it_is_kept(
     lab: Any, everything: Any, differences: Any
 ) -> None:
-    """The loss does not depend on it, as on weights before a normalisation: only a look at the state can tell."""
-
-    def strike(loop: Any) -> None:
-        with torch.no_grad():
-            loop.model.inner[0].weight.mul_(1000)
-            loop.model.inner[0].bias.mul_(1000)
-            loop.model.inner[1].running_mean.mul_(1000)
-            loop.model.inner[1].running_var.mul_(1e6)
-
-    healed = lab.run("healed", observers=[Fault(31, Phase.FETCH, strike)], steps=50)
+    healed = lab.run("healed", observers=[Fault(31, Phase.FETCH, break_unheard)], steps=50)
     (rollback,) = healed.reporter.record.rollbacks
     assert (rollback.from_step, rollback.to_step) == (35, 25)
     twin = lab.run("twin", steps=50)
     assert differences(without_memory(everything(healed)), without_memory(everything(twin))) == []
+
+
+@pytest.mark.parametrize("trigger", ["guard", "command"])
+def test_after_a_return_weights_are_compared_with_those_returned_to(lab: Any, trigger: str) -> None:
+    """An order finds no checkpoint yet, so there the state was taken away and put back."""
+    loop = lab.loop(observers=[Fault(15, Phase.FETCH, break_unheard)])
+    lab.steps(loop, 12)
+    with suppress(NoValidCheckpoint):
+        loop.go_back("no reason", trigger)
+    while loop.state.step < 22 and len(loop.reporter.record.findings) == 0:
+        loop.step()
+    assert "moved further than Adam can" in loop.reporter.record.findings[0].message
 
 
 def test_a_fault_that_comes_again_and_again_climbs_the_ladder_and_ends_the_run(
@@ -74,17 +91,16 @@ def test_a_fault_that_comes_again_and_again_climbs_the_ladder_and_ends_the_run(
                 largest_parameter(loop).view(-1)[0] = torch.nan
 
     diary = lab.Diary()
-    recovery = RecoveryConfig(
-        snapshot_every=10, checkpoint_every=25, ladder=LadderConfig(max_rollbacks=4)
-    )
+    recovery = RecoveryConfig(snapshot_every=10, checkpoint_every=25, ladder=LadderConfig(max_rollbacks=4))
     with pytest.raises(RunStopped, match="after 4 rollbacks"):
         lab.run(config=lab.config(recovery=recovery), steps=50, observers=[strike, diary])
     record = diary.loop.reporter.record
     sources = [(one.source, one.to_step) for one in record.rollbacks]
-    assert sources == [("snapshot", 25), ("snapshot", 20), ("checkpoint", 25), ("checkpoint", 25)]
+    # with the snapshot of step 20 the checkpoint of 25 was abandoned, so step 21 made another
+    assert sources == [("snapshot", 25), ("snapshot", 20), ("checkpoint", 21), ("checkpoint", 21)]
     assert record.status == "failed"
     assert record.attempt == 5
-    assert diary.phases.count("fetch") < 34 + 9 + 14 + 9 + 9
+    assert diary.phases.count("fetch") == 34 + 9 + 14 + 13 + 13
     assert (events[-1].type, events[-1].status) == ("run_ended", "failed")
 
 
@@ -94,9 +110,7 @@ def test_a_second_life_remembers_what_the_first_one_spent(lab: Any) -> None:
             with torch.no_grad():
                 largest_parameter(loop).view(-1)[0] = torch.nan
 
-    recovery = RecoveryConfig(
-        snapshot_every=10, checkpoint_every=25, ladder=LadderConfig(max_rollbacks=2)
-    )
+    recovery = RecoveryConfig(snapshot_every=10, checkpoint_every=25, ladder=LadderConfig(max_rollbacks=2))
     config = lab.config(recovery=recovery)
     for rollbacks in (2, 2):
         diary = lab.Diary()
