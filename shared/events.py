@@ -1,12 +1,23 @@
 """What a trainer reports: each event names its step and its moment."""
 
+import math
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag
 
 from shared.base import Message, Moment, Name, utc_now
+
+_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def _word_as_number(value: Any) -> Any:
+    return _WORDS.get(value, value) if isinstance(value, str) else value
+
+
+Reading = Annotated[Annotated[float, Strict()] | str, BeforeValidator(_word_as_number)]
+"""A number or a text. Only the three words of the wire are numbers: a sample called "12_3" stays a text."""
 
 
 class Severity(StrEnum):
@@ -44,9 +55,7 @@ class Finding(Event):
     guard: str
     severity: Severity
     message: str
-    reading: dict[str, Annotated[float | str, Field(union_mode="left_to_right")]] = Field(
-        default_factory=dict
-    )
+    reading: dict[str, Reading] = Field(default_factory=dict)
 
 
 class StepSkipped(Event):

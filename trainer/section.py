@@ -1,4 +1,4 @@
-"""The base of every config section: frozen, and strict about unknown keys."""
+"""The base of every config section: frozen, strict about unknown keys, and finite."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -6,4 +6,4 @@ from pydantic import BaseModel, ConfigDict
 class Section(BaseModel):
     """Part of a run's configuration, declared beside the code that reads it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -1,7 +1,7 @@
 """Everything that must return together when a run goes back, all of it or nothing."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -32,6 +32,10 @@ class Facts(Section):
 
 class Positioned(Protocol):
     """A source of batches whose position can be saved and set."""
+
+    @property
+    def refused(self) -> Sequence[tuple[str, str]]:
+        """Items that were left out so far, and why."""
 
     def next_batch(self) -> Mapping[str, Any]:
         """The batch at the position, which then moves on by one."""

@@ -94,8 +94,8 @@ class Link:
     def close(self, deadline_s: float = 10.0) -> OutboxCounts:
         """Send what is left for at most ``deadline_s`` seconds; the counts say how much still waits on disk.
 
-        Everything goes to the disk first, so nothing is lost when the deadline passes; a monitor that is away is
-        waited for one second only.
+        Everything goes to the disk first, so nothing is lost when the deadline passes; a monitor that is away
+        is waited for one second only.
         """
         if self._thread is not None:
             self._conversation.finish(deadline_s)

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from trainer.__main__ import main
 from trainer.checkpoint import CheckpointRing, RingConfig, read
+from trainer.console import counted
 from trainer.evaluation import Standing
 from trainer.radiodiff.metrics import MapScores
 
@@ -139,8 +141,6 @@ def test_what_could_not_be_done_is_refused_before_anything_is_drawn(
 def test_people_get_a_table_with_the_two_guesses(
     trained: Any, capsys: pytest.CaptureFixture[str], own_logging: None
 ) -> None:
-    from trainer.__main__ import main
-
     assert main(["evaluate", str(trained.config)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "step-00000003-attempt-1, averaged weights, 1 sampling steps"
@@ -172,3 +172,14 @@ def test_margins_are_those_of_the_windows_and_not_of_the_maps() -> None:
     assert standing.mean.nmse == 4
     assert standing.margin is not None
     assert standing.margin.nmse == pytest.approx(12.7062 * 8**0.5 / 2**0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_people_see_how_far_the_drawing_is(
+    is_terminal: bool, capsys: pytest.CaptureFixture[str], own_logging: None
+) -> None:
+    with counted(is_terminal) as progress:
+        progress(2, 6)
+    shown = capsys.readouterr()
+    assert ("2/6" if is_terminal else "2 of 6 maps drawn") in shown.err
+    assert shown.out == ""
