@@ -1,9 +1,10 @@
 """Builds a loop from its parts: the one place where guards, recovery and link meet a model."""
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from trainer.radiodiff.first_stage import FirstStage
 from trainer.record import RunRecord
 from trainer.recovery import Recovery
 from trainer.reporting import Reporter
+from trainer.section import Section
 from trainer.state import TrainState
 
 
@@ -46,6 +48,8 @@ class Stage:
     model: nn.Module
     training: TrainingConfig
     source: RadioMaps
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What of the configuration shapes the result: kept with each checkpoint, compared at a resume."""
 
 
 CHECKPOINTS = "checkpoints"
@@ -67,14 +71,21 @@ def first_stage_of(config: Config, maps: RadioMaps) -> Stage:
     _seed(config.run.seed)
     model = FirstStage(config.first_stage.model).to(config.run.device)
     name = f"{config.run.name}-first-stage"
-    return Stage(name, first_stage_folder(config), model, config.first_stage.training, maps)
+    settings = _settings(config, config.first_stage)
+    return Stage(name, first_stage_folder(config), model, config.first_stage.training, maps, settings)
 
 
 def diffusion_of(config: Config, maps: RadioMaps) -> Stage:
     """The training of the latent diffusion model, with new weights."""
     _seed(config.run.seed + 1)
     model = LatentDiffusion(config.diffusion.model).to(config.run.device)
-    return Stage(config.run.name, config.run.folder, model, config.diffusion.training, maps)
+    settings = _settings(config, config.diffusion)
+    return Stage(config.run.name, config.run.folder, model, config.diffusion.training, maps, settings)
+
+
+def _settings(config: Config, stage: Section) -> dict[str, Any]:
+    shaping = stage.model_dump(mode="json", exclude={"sampling"})
+    return {"data": config.data.model_dump(mode="json"), **shaping}
 
 
 def build_loop(config: Config, stage: Stage, observers: Sequence[Observer] = ()) -> Loop:
@@ -105,7 +116,8 @@ def build_loop(config: Config, stage: Stage, observers: Sequence[Observer] = ())
     )
     reporter = _reporter(config, stage)
     probe = Probe(stage.model, ema, probe_batch(stage, device))
-    recovery = Recovery(config.recovery, state, probe, stage.folder / CHECKPOINTS, reporter)
+    folder = stage.folder / CHECKPOINTS
+    recovery = Recovery(config.recovery, state, probe, folder, reporter, settings=stage.settings)
     return Loop(
         objectives,
         state,

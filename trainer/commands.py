@@ -12,9 +12,9 @@ from trainer.console import counted
 from trainer.data.radiomaps import RadioMaps
 from trainer.errors import ConfigError
 from trainer.evaluation import evaluate
+from trainer.files import replace_file
 from trainer.importing import export_diffusion, export_first_stage, import_model
 from trainer.pipeline import prepare, set_up_torch
-from trainer.record import replace_file
 from trainer.sampling import Place, draw_place
 from trainer.trained import prove, trained_diffusion
 

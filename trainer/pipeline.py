@@ -14,11 +14,11 @@ from trainer.data.radiomaps import RadioMaps
 from trainer.data.variants import VARIANTS
 from trainer.errors import ConfigError, ResumeRefused, StopRequested
 from trainer.evaluation import evaluate
+from trainer.files import replace_file
 from trainer.loop import Loop, Observer
 from trainer.radiodiff.diffusion import LatentDiffusion
 from trainer.radiodiff.first_stage import FirstStage
 from trainer.radiodiff.unet import Unet
-from trainer.record import replace_file
 from trainer.summary import Summary
 
 log = logging.getLogger(__name__)

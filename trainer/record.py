@@ -1,12 +1,12 @@
 """What has happened to a run so far: the memory that no rollback takes back, kept in the run's folder."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.events import Finding, Rollback, StepSkipped
+from trainer.files import replace_file
 
 
 class RunRecord(BaseModel):
@@ -49,22 +49,3 @@ class RunRecord(BaseModel):
     def save(self, path: Path) -> None:
         """Replace the file at ``path`` in one step, so that a kill leaves the old or the new one."""
         replace_file(path, self.model_dump_json(indent=1).encode())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` so that a reader, or a power cut, sees the old file or the new one.
-
-    Raises:
-        OSError: the system refused; the old file stands.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise

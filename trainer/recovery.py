@@ -3,9 +3,10 @@
 import logging
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -51,6 +52,18 @@ class RecoveryConfig(Section):
     ladder: LadderConfig = LadderConfig()
 
 
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+    """What differs between two nested settings, as ``training.optimizer.lr 0.003 -> 0.001``."""
+    found: list[str] = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += changes(old, new, f"{path}{key}.")
+        elif old != new:
+            found.append(f"{path}{key} {old} -> {new}")
+    return found
+
+
 @dataclass(frozen=True)
 class Arrival:
     """Where a run went back to."""
@@ -63,9 +76,18 @@ class Recovery:
     """Keeps snapshots and checkpoints of ``state``; restores one when a guard or a person says so."""
 
     def __init__(
-        self, config: RecoveryConfig, state: TrainState, probe: Probe, folder: Path, reporter: Reporter
+        self,
+        config: RecoveryConfig,
+        state: TrainState,
+        probe: Probe,
+        folder: Path,
+        reporter: Reporter,
+        *,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.config, self._state, self._probe, self._reporter = config, state, probe, reporter
+        self._settings = dict(settings or {})
+        self._changed_settings: list[str] = []
         self._changes: deque[Record] = deque()
         self.ring = CheckpointRing(folder, config.ring, self._changes.append)
         self._writer = CheckpointWriter(self.ring)
@@ -89,12 +111,17 @@ class Recovery:
         self._reporter.record.attempt = max(seen, *(record.attempt for record in records))
         loaded = self.ring.load_newest(good_first=False, accept=self._take_over)
         self.ring.invalidate_after(self._state.step, self._reporter.record.attempt)
+        if "settings" in loaded.stored.facts:
+            self._changed_settings = changes(loaded.stored.facts["settings"], self._settings)
         return loaded.record.name
 
     def begin(self) -> None:
         """The first way back: a snapshot of where the attempt starts."""
         self._save_due_at = self._state.step + self.config.checkpoint_every
         self._take_snapshot()
+        if self._changed_settings:
+            message = "resumed with other settings than before: " + "; ".join(self._changed_settings)
+            self._warn("settings", message)
 
     def is_due(self, step: int) -> bool:
         """Whether a snapshot or a checkpoint should be kept at ``step``. Costs two comparisons."""
@@ -114,7 +141,7 @@ class Recovery:
         losses = self._probe.measure(self._state.step)
         self._writer.submit(
             stage(self._state.parts()),
-            {**self._state.facts(), "probe": losses},
+            {**self._state.facts(), "probe": losses, "settings": self._settings},
             step=self._state.step,
             attempt=self._reporter.record.attempt,
             probe_loss=losses["live"],
@@ -242,10 +269,11 @@ class Recovery:
     def _report_failure(self, result: SaveResult) -> None:
         # tried again after a while, not in each step: staging costs a copy of everything
         self._save_due_at = self._state.step + min(self.config.snapshot_every, self.config.checkpoint_every)
+        self._warn("checkpoint", str(result.error))
+
+    def _warn(self, guard: str, message: str) -> None:
         self._reporter.finding(
-            Finding(
-                step=result.step, guard="checkpoint", severity=Severity.WARNING, message=str(result.error)
-            )
+            Finding(step=self._state.step, guard=guard, severity=Severity.WARNING, message=message)
         )
 
     def _as_event(self, record: Record) -> CheckpointChanged:

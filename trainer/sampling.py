@@ -15,8 +15,8 @@ from trainer.data.gray import SOURCE_SIZE
 from trainer.data.variants import VARIANTS
 from trainer.errors import ConfigError
 from trainer.evaluation import draw
+from trainer.files import replace_file
 from trainer.radiodiff.sampler import schedule
-from trainer.record import replace_file
 from trainer.trained import trained_diffusion
 
 

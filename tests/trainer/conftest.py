@@ -176,7 +176,8 @@ class Laboratory:
             "ema": EmaConfig(decay=0.9, start_after=12, every=4),
         }
         sections = TrainingConfig(steps=steps, **{**standard, **training})
-        return Stage("small", config.run.folder, model(), sections, source or Pictures())
+        settings = {"training": sections.model_dump(mode="json")}
+        return Stage("small", config.run.folder, model(), sections, source or Pictures(), settings)
 
     def loop(
         self, folder: str = "run", *, observers: Sequence[Observer] = (), seed: int | None = 0, **kind: Any

@@ -226,3 +226,12 @@ def test_the_first_items_refused_by_the_loader_are_replaced(lab: Any) -> None:
     loop = lab.run(steps=12, source=source)
     assert [refusal.id for refusal in loop.state.loader.refused] == ["picture_7"]
     assert loop.reporter.record.skipped_steps == 0
+
+
+def test_a_sample_that_is_left_out_is_told_once(lab: Any, events: list[Any]) -> None:
+    source = lab.Pictures()
+    source._images[5, 0, 0, 0] = torch.nan
+    lab.run(steps=20, source=source)
+    told = [event for event in events if isinstance(event, Finding) and event.guard == "data"]
+    assert [event.reading["sample"] for event in told] == ["picture_5"]
+    assert "left out" in told[0].message

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from shared.events import Finding, Rollback, Severity, StepSkipped
-from trainer.record import RunRecord, replace_file
+from trainer.files import replace_file
+from trainer.record import RunRecord
 
 NAN, INF = float("nan"), float("inf")
 
