@@ -53,7 +53,7 @@ def modules() -> list[tuple[str, Path]]:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Dotted names that the file imports; of ``from a import b`` both ``a`` and ``a.b``."""
+    """Dotted names of the modules that the file imports; of ``from a import b`` that is ``a``."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -115,6 +115,8 @@ def _deliver(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    # or the monitor, a program of its own, would stay behind with the port
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with narrated() as progress:
         summary = demo(
             arguments.folder,
@@ -123,7 +125,8 @@ def _demo(arguments: argparse.Namespace) -> int:
             progress=progress,
             hold=sys.stdout.isatty(),
         )
-    story = "; ".join(summary.fell_short) or "the story went as it should"
+    went_well = "resumed, so nothing was broken" if arguments.resume else "the story went as it should"
+    story = "; ".join(summary.fell_short) or went_well
     words = f"demo: {summary.status} at step {summary.steps}; {story}"
     _say(arguments, json.loads(summary.as_json()), words)
     return FELL_SHORT if summary.fell_short else 0

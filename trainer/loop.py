@@ -81,6 +81,7 @@ class Loop:
         self.last: Sequence[Vitals] = ()
         self._under_way: deque[Taken] = deque()
         self._watched = Watched(state.model, state.optimizers, state.ema.tensors)
+        self._last_view: StepView | None = None
         self._stop_reason: str | None = None
         self._num_refused_told = 0
 
@@ -203,6 +204,22 @@ class Loop:
         """Hand a checkpoint of this step boundary, where everything has been judged, to the writer."""
         self.recovery.save()
 
+    def is_sound(self) -> bool:
+        """Whether the state, all of it judged, passes a scan now; where it does not, the run goes back.
+
+        For what is kept outside of the schedule: the steps since the last scan may have left anything.
+
+        Raises:
+            RunStopped: see ``Recovery.go_back``.
+        """
+        self.settle()
+        problems = () if self._last_view is None else self.state.panel.scan(self._last_view)
+        for problem in problems:
+            self.reporter.finding(problem)
+        if problems:
+            self.go_back(problems[0].message, "guard")
+        return not problems
+
     def _tell_of_refused_items(self) -> None:
         refused = self.state.loader.refused
         for name, reason in refused[self._num_refused_told :]:
@@ -224,10 +241,11 @@ class Loop:
             observer(phase, self)
 
     def _is_over(self) -> bool:
-        """Whether to end. Waits for what is under way only where it may hold the last update."""
+        """Whether to end, in a sound state. Waits only where what is under way may hold the last update."""
         if self.number >= self.total_steps:
             self.settle()
-        return self.state.step >= self.total_steps or self._stop_reason is not None
+        is_asked_for = self.state.step >= self.total_steps or self._stop_reason is not None
+        return is_asked_for and self.is_sound()
 
     def settle(self) -> None:
         """Wait until everything under way has been judged."""
@@ -265,6 +283,7 @@ class Loop:
         findings: list[Finding] = []
         for vitals in taken.vitals:
             view = StepView(vitals, taken.sample_ids, self._watched, alarm=alarm)
+            self._last_view = view
             judgement = self.state.panel.judge(view)
             verdict = max(verdict, judgement.verdict)
             findings.extend(judgement.findings)

@@ -53,6 +53,8 @@ class Orders:
             case CommandKind.ROLL_BACK:
                 return self._roll_back(loop, command)
             case CommandKind.SAVE_CHECKPOINT:
+                if not loop.is_sound():
+                    return "failed", f"the state was corrupt; the run went back to step {loop.state.step}"
                 loop.save_checkpoint()
                 return "succeeded", f"a checkpoint of step {loop.state.step} is being written"
             case CommandKind.STOP:
@@ -63,7 +65,7 @@ class Orders:
         before = loop.state.step
         try:
             loop.go_back(command.reason, "command", command=command.id, at_most=command.to_step)
-        except NoValidCheckpoint as error:
+        except (NoValidCheckpoint, OSError) as error:  # no file handle left, say: the run goes on as it was
             return "failed", str(error)
         return "succeeded", f"went back from step {before} to step {loop.state.step}"
 

@@ -12,9 +12,8 @@ from trainer.checkpoint import NoValidCheckpoint
 from trainer.config import Config
 from trainer.data.radiomaps import RadioMaps
 from trainer.data.variants import VARIANTS
-from trainer.errors import ConfigError, ResumeRefused, StopRequested
+from trainer.errors import ConfigError, ResumeRefused, StopRequested, TrainerError
 from trainer.evaluation import evaluate
-from trainer.files import replace_file
 from trainer.loop import Loop, Observer
 from trainer.radiodiff.diffusion import LatentDiffusion
 from trainer.radiodiff.first_stage import FirstStage
@@ -48,7 +47,7 @@ def train(config: Config, observers: Observers = lambda stage: ()) -> Summary:
     for line in evaluation.lines():
         log.info("%s", line)
     summary = Summary.of(loop, evaluation)
-    replace_file(config.run.folder / "summary.json", summary.as_json().encode())
+    summary.save(config.run.folder)
     return summary
 
 
@@ -143,6 +142,7 @@ def run_stage(config: Config, stage: Stage, observers: Sequence[Observer] = ()) 
         ResumeRefused: it has checkpoints, and none can be trusted.
         RunStopped: recovery came to its end.
         StopRequested: it was asked to end early.
+        TrainerError: likewise, and the disk did not take its last checkpoint.
     """
     loop = build_loop(config, stage, observers)
     reporter = loop.reporter
@@ -157,10 +157,19 @@ def run_stage(config: Config, stage: Stage, observers: Sequence[Observer] = ()) 
     finally:
         reporter.link.close()
     if status == "stopped":
-        raise StopRequested(
-            f"run {stage.run} stopped at step {loop.state.step}; the same command goes on from there"
-        )
+        raise _stopped(loop)
     return loop
+
+
+def _stopped(loop: Loop) -> TrainerError:
+    run, step, kept = loop.reporter.run, loop.state.step, loop.recovery.ring.steps()
+    if step in kept:
+        return StopRequested(f"run {run} stopped at step {step}; the same command goes on from there")
+    place = f"from step {max(kept)}" if kept else "anew"
+    return TrainerError(
+        f"run {run} stopped at step {step}, but this state could not be kept (see record.json); the same "
+        f"command goes on {place}"
+    )
 
 
 def _resume(loop: Loop, stage: Stage) -> str | None:

@@ -54,8 +54,8 @@ class Probe:
         model = self._model
         assert isinstance(model, Trainee)
         was_training = model.training
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-        with torch.no_grad(), torch.random.fork_rng(devices):
+        devices = {tensor.device for tensor in self._batch.values() if tensor.is_cuda}
+        with torch.no_grad(), torch.random.fork_rng(list(devices)):
             torch.manual_seed(self._seed)
             model.eval()
             try:

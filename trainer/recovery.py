@@ -177,6 +177,7 @@ class Recovery:
         Raises:
             RunStopped: the ladder has no rung left.
             NoValidCheckpoint: a command, and nothing to go back to; the state is as it was.
+            OSError: a command, and the process may not read; the state is as it was.
         """
         begun, from_step, attempt = time.perf_counter(), self._state.step, self._reporter.record.attempt
         self._writer.drain()
@@ -245,7 +246,7 @@ class Recovery:
         here = stage(self._state.parts()), self._state.facts()
         try:
             return self._load(None if at_most is None else at_most + 1)
-        except NoValidCheckpoint:
+        except (NoValidCheckpoint, OSError):
             self._state.restore(*here)
             raise
 

@@ -40,15 +40,16 @@ class Reporter:
 
     def __init__(self, run: str, link: Link, record: RunRecord, path: Path) -> None:
         self.run, self.link, self.record, self._path = run, link, record, path
-        self._recent_losses: deque[float] = deque(maxlen=_RECENT)
+        self._recent_losses: deque[tuple[int, float]] = deque(maxlen=_RECENT)
 
     @property
     def recent_loss(self) -> float:
         """Mean loss of the last applied steps, since a single one says more about its diffusion times.
 
-        NaN while this process has applied none.
+        Without those that a rollback threw away; NaN while this process has applied none.
         """
-        return sum(self._recent_losses) / len(self._recent_losses) if self._recent_losses else math.nan
+        losses = [loss for _, loss in self._recent_losses]
+        return sum(losses) / len(losses) if losses else math.nan
 
     def attempt(
         self, step: int, reason: Literal["start", "resume", "rollback"], checkpoint: str | None = None
@@ -70,7 +71,7 @@ class Reporter:
             values[f"{prefix}lr"] = one.lr
             values |= {f"{prefix}loss/{name}": part for name, part in one.parts.items()}
         self.link.record_step(self.record.attempt, vitals[0].step, time.time(), values)
-        self._recent_losses.append(vitals[0].loss)
+        self._recent_losses.append((vitals[0].step, vitals[0].loss))
 
     def skipped(self, event: StepSkipped) -> None:
         """A step was refused on the device."""
@@ -99,6 +100,8 @@ class Reporter:
             event.reason,
         )
         self.record.rollbacks.append(event)
+        kept = [one for one in self._recent_losses if one[0] < event.to_step]
+        self._recent_losses = deque(kept, maxlen=_RECENT)
         self._tell(event)
         self.attempt(event.to_step, "rollback", event.checkpoint)
 

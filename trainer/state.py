@@ -69,7 +69,7 @@ class TrainState:
             "model": dict(self.model.state_dict()),
             "ema": dict(self.ema.tensors),
             "optimizer": self._moments(),
-            "random": _random_tensors(),
+            "random": _random_tensors(self._device),
         }
 
     def facts(self) -> dict[str, Any]:
@@ -111,7 +111,11 @@ class TrainState:
         for name, meter in self.meters.items():
             meter.restore(saved.applied[name], saved.iteration)
         self.step, self.iteration = saved.step, saved.iteration
-        random_state.set()
+        random_state.set(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def _restore_memory(self, saved: Facts) -> None:
         position, memory = self.loader.state_dict(), self.panel.state_dict()
@@ -144,10 +148,12 @@ def _in_words(error: Exception) -> str:
     return f"there is no {error}" if isinstance(error, KeyError) else str(error)
 
 
-def _random_tensors() -> dict[str, Tensor]:
+def _random_tensors(device: torch.device) -> dict[str, Tensor]:
+    """Of the host and of ``device`` alone: asking the other GPUs would cost memory on each, and a state with
+    theirs would fit no machine that has another number of them."""
     states = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 
@@ -184,11 +190,10 @@ class _RandomState:
             raise ValueError(f"the random states can't be taken over: {_in_words(error)}") from error
         return state
 
-    def set(self) -> None:
-        """Make them the global ones."""
+    def set(self, device: torch.device) -> None:
+        """Make them the global ones, and that of ``device``."""
         torch.set_rng_state(self.tensors["torch"])
-        for name, state in self.tensors.items():
-            if name.startswith("cuda."):
-                torch.cuda.set_rng_state(state, int(name.removeprefix("cuda.")))
+        if "cuda" in self.tensors:
+            torch.cuda.set_rng_state(self.tensors["cuda"], device)
         random.setstate(self.python)
         np.random.set_state(self.numpy)

@@ -1,11 +1,13 @@
 """What a run came to: the page that is left behind as ``summary.json``."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.events import Finding, Rollback
 from trainer.evaluation import Evaluation
+from trainer.files import replace_file
 from trainer.loop import Loop
 
 
@@ -48,6 +50,10 @@ class Summary(BaseModel):
     def as_json(self) -> str:
         """For the file, and for ``--json``."""
         return self.model_dump_json(indent=1, by_alias=True, exclude={"evaluation": {"maps"}})
+
+    def save(self, folder: Path) -> None:
+        """Write ``summary.json`` in one step. Raises ``OSError``."""
+        replace_file(folder / "summary.json", self.as_json().encode())
 
     @classmethod
     def of(cls, loop: Loop, evaluation: Evaluation) -> "Summary":

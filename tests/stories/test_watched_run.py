@@ -69,6 +69,7 @@ def test_the_summary_and_the_picture_are_left_behind(watched: Watched) -> None:
         assert rollback["steps_lost"] == rollback["from"] - rollback["to"] > 0
     assert found["nmse"] > 0
     assert found["findings"]
+    assert found["fell_short"] == watched.summary.fell_short
     assert (watched.folder / "maps.png").read_bytes().startswith(b"\x89PNG")
 
 

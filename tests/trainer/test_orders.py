@@ -1,13 +1,18 @@
 """Each command is carried out once, at a step boundary, by the attempt that it was meant for."""
 
+import errno
+import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from shared.base import utc_now
 from shared.events import CheckpointState, CommandUpdate
 from shared.exchange import Reply
+from trainer.checkpoint import ring
 from trainer.errors import StopRequested
 
 
@@ -152,3 +157,41 @@ def test_a_command_whose_time_is_over_is_not_carried_out(lab: Any, events: list[
     loop.reporter.link._inbox.accept(reply.model_dump_json().encode(), seq=1)
     loop.step()
     assert told(events) == []
+
+
+def test_an_order_that_the_system_does_not_let_be_obeyed_fails_and_the_run_goes_on(
+    lab: Any,
+    everything: Any,
+    differences: Any,
+    events: list[Any],
+    order: Any,
+    deliver: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    loop = lab.loop()
+    lab.steps(loop, 30)
+    before = everything(loop)
+    monkeypatch.setattr(ring, "read", refuse)
+    deliver(loop, order("roll_back"))
+    loop.orders.carry_out(loop)
+    assert differences(before, everything(loop)) == []
+    (failed,) = [event for event in events if getattr(event, "state", None) == "failed"]
+    assert "Too many open files" in failed.message
+
+
+def test_a_corrupt_state_is_not_saved_on_request(
+    lab: Any, events: list[Any], order: Any, deliver: Any
+) -> None:
+    loop = lab.loop()
+    lab.steps(loop, 17)
+    with torch.no_grad():
+        loop.model.head.weight.mul_(1000)
+    deliver(loop, order("save_checkpoint"))
+    loop.orders.carry_out(loop)
+    assert told(events) == [("c1", "accepted"), ("c1", "failed")]
+    assert loop.state.step == 10
+    loop.recovery.close()
+    assert loop.recovery.ring.steps() == ()

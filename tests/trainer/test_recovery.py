@@ -12,7 +12,7 @@ import torch
 from shared.events import AttemptStarted, CheckpointChanged, CheckpointState, CommandUpdate, Finding, Rollback
 from trainer.checkpoint import NoValidCheckpoint, State, read, write
 from trainer.drill.faults import nan_gradient, nan_weight
-from trainer.errors import ConfigError, ResumeRefused
+from trainer.errors import ConfigError, ResumeRefused, TrainerError
 
 
 def make_over(folder: Path, **tensors: float) -> None:
@@ -258,3 +258,54 @@ def test_a_command_that_finds_nothing_says_so_to_its_caller(lab: Any) -> None:
 def test_no_finding_comes_of_a_healthy_run(lab: Any, events: list[Any]) -> None:
     lab.run(steps=60)
     assert not [event for event in events if isinstance(event, Finding)]
+
+
+def broken_after(step: int, factor: float) -> Any:
+    """An observer that spoils a weight when ``step`` updates have been judged and the next was applied."""
+
+    def spoil(phase: Any, loop: Any) -> None:
+        if phase == "report" and loop.state.step == step and not loop.reporter.record.rollbacks:
+            with torch.no_grad():
+                loop.model.head.weight.mul_(factor)
+
+    return spoil
+
+
+@pytest.mark.parametrize("factor", [torch.nan, 1000.0])
+def test_a_run_does_not_end_in_a_state_that_broke_after_the_last_scan(lab: Any, factor: float) -> None:
+    loop = lab.run(steps=57, observers=[broken_after(56, factor)])
+    (rollback,) = loop.reporter.record.rollbacks
+    assert (rollback.from_step, rollback.to_step) == (57, 50)
+    assert (loop.state.step, loop.reporter.record.status) == (57, "finished")
+    assert loop.model.head.weight.isfinite().all()
+    assert 57 in usable(loop)
+
+
+def test_a_stopped_run_keeps_no_state_that_broke_after_the_last_scan(lab: Any) -> None:
+    def stop(phase: Any, loop: Any) -> None:
+        if phase == "report" and loop.state.step == 36:
+            loop.stop("a wish")
+
+    loop = lab.loop(observers=[stop, broken_after(36, 1000.0)])
+    assert loop.run() == "stopped"
+    assert [one.from_step for one in loop.reporter.record.rollbacks] == [37]
+    assert loop.model.head.weight.abs().max() < 10
+    assert loop.state.step in usable(loop)
+
+
+def test_a_stop_whose_last_state_the_disk_refused_says_so(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = FullDisk(monkeypatch)
+
+    def stop(phase: Any, loop: Any) -> None:
+        if phase == "report" and loop.state.step == 32:
+            loop.recovery._writer.drain()
+            disk.is_full = True
+            loop.stop("a wish")
+
+    with pytest.raises(
+        TrainerError, match="stopped at step 33, but .* could not be kept.* from step 25"
+    ) as end:
+        lab.run(steps=60, observers=[stop])
+    assert end.value.exit_code == 1

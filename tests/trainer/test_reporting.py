@@ -67,6 +67,14 @@ def test_a_loss_that_nothing_is_known_of_is_no_number(lab: Any) -> None:
     assert loop.reporter.recent_loss == loop.last[0].loss
 
 
+def test_the_mean_loss_is_of_the_steps_that_a_rollback_left(lab: Any) -> None:
+    loop, twin = lab.loop(), lab.loop("twin")
+    lab.steps(loop, 33)
+    loop.go_back("no reason", "guard")
+    lab.steps(twin, loop.state.step)
+    assert loop.reporter.recent_loss == twin.reporter.recent_loss
+
+
 def test_a_flood_of_findings_is_counted_in_the_log_and_bounded_in_the_record(
     lab: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

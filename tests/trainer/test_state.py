@@ -150,3 +150,12 @@ def test_steps_count_updates_and_iterations_count_batches(lab: Any) -> None:
     assert (loop.state.step, loop.state.iteration) == (6, 8)
     assert loop.state.facts()["applied"] == {"denoiser": 6}
     assert loop.state.facts()["data"]["next_batch"] == 8
+
+
+def test_a_state_on_the_cpu_is_the_same_whatever_other_devices_there_are(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = lab.loop()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.get_rng_state()] * 2)
+    assert set(loop.state.parts()["random"]) == {"torch"}

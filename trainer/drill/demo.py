@@ -57,6 +57,7 @@ def demo(
         summary = train(chosen, lambda stage: [*(story if stage.run == chosen.run.name else ()), *always])
         if not resume:
             summary.fell_short = fell_short(summary)
+            summary.save(folder)
         log.info(
             "left behind: %s, %s, %s", *(folder / name for name in ("summary.json", "maps.png", "monitor.db"))
         )
@@ -100,7 +101,11 @@ def monitor(database: Path, port: int) -> Iterator[str]:
         yield json.loads(greeting)["url"]
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         process.stdout.close()
 
 

@@ -58,6 +58,14 @@ class Panel:
         verdict = max(map(verdict_on, found), default=Verdict.PROCEED)
         return Judgement(verdict, tuple(found))
 
+    def scan(self, view: StepView) -> tuple[Finding, ...]:
+        """What speaks against the state as it is now: critical findings only, none about the step itself.
+
+        Asks the guards that scan, after the step was judged; the others would learn from it twice.
+        """
+        answers = [self._ask(guard, replace(view, alarm=True)) for guard in self._guards if guard.scans]
+        return tuple(one for one in answers if one is not None and verdict_on(one) >= Verdict.ROLL_BACK)
+
     def rebase(self, watched: Watched) -> None:
         """The state was set from outside (start, resume, rollback): guards that compare start from here."""
         for guard in self._guards:

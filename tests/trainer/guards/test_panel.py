@@ -118,3 +118,12 @@ def test_memories_of_other_guards_are_refused() -> None:
 def test_two_guards_with_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="same name: first"):
         Panel([Scripted("first"), Scripted("first")])
+
+
+def test_a_scan_between_steps_asks_who_scans_and_tells_of_a_corrupt_state_only(view: StepView) -> None:
+    scanner = Scripted("scanner", Severity.ERROR, Severity.CRITICAL, RuntimeError("a mistake"), scans=True)
+    looker = Scripted("looker", Severity.CRITICAL)
+    panel = Panel([looker, scanner])
+    found = [panel.scan(view) for _ in range(4)]
+    assert [[one.message for one in some] for some in found] == [[], ["scanner saw it"], [], []]
+    assert (scanner.alarms, looker.alarms) == ([True] * 4, [])
