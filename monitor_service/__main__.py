@@ -7,6 +7,7 @@ this program; 6 disk full; 7 database unusable; 8 no monitor answers; 9 no such 
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from enum import IntEnum
@@ -23,12 +24,14 @@ from monitor_service.errors import (
     FolderNotWritable,
     MonitorError,
     PortTaken,
+    UnknownSetting,
     Unprotected,
 )
-from monitor_service.opening import listen, open_database
+from monitor_service.opening import listen, open_database, shown_url
 from monitor_service.serving import run_until_signal
 from monitor_service.settings import Settings
 
+PREFIX = "TRAINHEALTH_"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -49,6 +52,7 @@ class ExitCode(IntEnum):
 
 _CODES: dict[type[MonitorError], ExitCode] = {
     Unprotected: ExitCode.USAGE,
+    UnknownSetting: ExitCode.USAGE,
     PortTaken: ExitCode.PORT_TAKEN,
     FolderNotWritable: ExitCode.NOT_WRITABLE,
     DatabaseNewer: ExitCode.DATABASE_NEWER,
@@ -67,9 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         work: Callable[[argparse.Namespace], None] = arguments.work
         work(arguments)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "settings"
-        return _fail(arguments, ExitCode.USAGE, f"{where}: {first['msg']}")
+        return _fail(arguments, ExitCode.USAGE, _wrong_setting(error))
     except MonitorError as error:
         return _fail(arguments, _code_of(error), str(error))
     return ExitCode.DONE
@@ -112,17 +114,18 @@ def _serve(arguments: argparse.Namespace) -> None:
     with listen(settings.host, settings.port) as listening:
         revision = open_database(settings.database_url)
         host, port = listening.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        told = {"url": url, "database_url": settings.database_url, "revision": revision}
-        _say(arguments, told, f"TrainHealth monitor: {url}  (database {settings.database_url})")
+        url = _address(host, port)
+        database = shown_url(settings.database_url)
+        told = {"url": url, "database_url": database, "revision": revision}
+        _say(arguments, told, f"TrainHealth monitor: {url}  (database {database})")
         run_until_signal(create_app(settings), listening)
 
 
 def _migrate(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments)
     revision = open_database(settings.database_url)
-    told = {"database_url": settings.database_url, "revision": revision}
-    _say(arguments, told, f"{settings.database_url} is at revision {revision}")
+    database = shown_url(settings.database_url)
+    _say(arguments, {"database_url": database, "revision": revision}, f"{database} is at revision {revision}")
 
 
 def _status(arguments: argparse.Namespace) -> None:
@@ -140,12 +143,33 @@ def _roll_back(arguments: argparse.Namespace) -> None:
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     chosen = {name: getattr(arguments, name, None) for name in ("host", "port", "database_url")}
+    _refuse_unknown_variables()
     return Settings(**{name: value for name, value in chosen.items() if value is not None})
+
+
+def _refuse_unknown_variables() -> None:
+    """A misspelt variable must not vanish in silence. Upper and lower case are the same."""
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    for variable in os.environ:
+        if variable.upper().startswith(PREFIX) and variable.upper() not in known:
+            raise UnknownSetting(variable, known)
+
+
+def _wrong_setting(error: ValidationError) -> str:
+    first = error.errors()[0]
+    if not first["loc"]:
+        return str(first["msg"])
+    name = str(first["loc"][0])
+    return f"{name} ({PREFIX}{name.upper()}): {first['msg']}, found {first['input']!r}"
+
+
+def _address(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _url(arguments: argparse.Namespace) -> str:
     settings = Settings()
-    return arguments.url or f"http://{settings.host}:{settings.port}"
+    return arguments.url or _address(settings.host, settings.port)
 
 
 def _say(arguments: argparse.Namespace, told: dict[str, Any], words: str) -> None:

@@ -25,7 +25,8 @@ API = "/api/v1"
 def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
     """The app with parts of its own; its lifespan migrates, writes, watches, and drains at the end."""
     monitor = _build(settings, clock)
-    app = FastAPI(title="TrainHealth monitor", version="1", lifespan=_lifespan)
+    # The framework's own pages about the API load scripts from the internet.
+    app = FastAPI(title="TrainHealth monitor", version="1", lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.state.monitor = monitor
     for router in (ingest.router, query.router, control.router):
         app.include_router(router, prefix=API)

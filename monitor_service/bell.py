@@ -12,6 +12,7 @@ class Bell:
     def __init__(self) -> None:
         self._listeners: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_closed = False
 
     @contextmanager
     def listen(self, run: str) -> Iterator[asyncio.Event]:
@@ -21,6 +22,8 @@ class Bell:
         """
         self._loop = asyncio.get_running_loop()
         heard = asyncio.Event()
+        if self._is_closed:
+            heard.set()
         self._listeners[run].add(heard)
         try:
             yield heard
@@ -38,8 +41,9 @@ class Bell:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._ring, run)
 
-    def ring_for_all(self) -> None:
-        """Wake everybody: the server ends. For any thread."""
+    def close(self) -> None:
+        """Wake everybody, and let nobody wait from now on: the server ends. For any thread."""
+        self._is_closed = True
         for run in list(self._listeners):
             self.ring(run)
 

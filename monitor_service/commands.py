@@ -13,6 +13,8 @@ from shared.commands import OPEN_COMMAND_STATES, Command, CommandKind, CommandRe
 from shared.events import CommandUpdate
 
 UNANSWERED = frozenset({CommandState.PENDING, CommandState.DELIVERED})
+PATIENCE = timedelta(minutes=10)
+"""How long past its time an accepted order may take; a result that comes later still counts."""
 """The trainer has not said anything about it yet, so every reply carries it."""
 
 _MAY_REACH = {
@@ -104,14 +106,18 @@ def report(connection: Connection, run_id: int, change: CommandUpdate, now: date
 
 
 def due(connection: Connection, now: datetime) -> list[str]:
-    """Ids of orders whose time is over and that nobody has accepted."""
-    is_due = tables.commands.c.state.in_(UNANSWERED) & (tables.commands.c.expires_at <= now)
-    return list(connection.scalars(select(tables.commands.c.id).where(is_due)))
+    """Ids of orders whose time is over: not accepted by then, or long since accepted without a word."""
+    is_unanswered = tables.commands.c.state.in_(UNANSWERED) & (tables.commands.c.expires_at <= now)
+    is_forgotten = (tables.commands.c.state == CommandState.ACCEPTED) & (
+        tables.commands.c.expires_at <= now - PATIENCE
+    )
+    return list(connection.scalars(select(tables.commands.c.id).where(is_unanswered | is_forgotten)))
 
 
 def expire(connection: Connection, ids: Collection[str], now: datetime) -> None:
     """Let these orders lapse, unless the trainer has answered in the meantime."""
     _move(connection, ids, UNANSWERED, CommandState.EXPIRED, now, "not accepted in time")
+    _move(connection, ids, {CommandState.ACCEPTED}, CommandState.EXPIRED, now, "accepted, but no result came")
 
 
 def abandon(connection: Connection, run_id: int, now: datetime, why: str) -> None:

@@ -14,7 +14,9 @@ MonitorError
     ├── PortTaken
     ├── FolderNotWritable
     ├── DiskFull
-    └── DatabaseNewer
+    ├── DatabaseNewer
+    ├── DatabaseUnusable
+    └── UnknownSetting
 """
 
 from collections.abc import Sequence
@@ -150,3 +152,10 @@ class DatabaseUnusable(StartRefused):
 
     def __init__(self, url: str, why: str) -> None:
         super().__init__(f"cannot use the database {url}: {why}. Choose another with --database-url.")
+
+
+class UnknownSetting(StartRefused):
+    """A variable of the environment looks like a setting and is none."""
+
+    def __init__(self, variable: str, allowed: Sequence[str]) -> None:
+        super().__init__(f"{variable} is no setting of the monitor; known are {', '.join(allowed)}")

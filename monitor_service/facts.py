@@ -28,6 +28,8 @@ ALARMING = frozenset({Severity.ERROR, Severity.CRITICAL})
 MAX_GUARDS = 20
 """Guards counted by name; those after that are counted as ``other``, so that labels stay few."""
 
+Count = Annotated[int, Field(ge=0)]
+
 
 class Alarm(BaseModel):
     """The newest finding of severity error or critical."""
@@ -51,6 +53,7 @@ class End(BaseModel):
     status: str
     message: str
     at: Moment
+    step: Count | None = None
 
 
 class GoodCheckpoint(BaseModel):
@@ -58,9 +61,6 @@ class GoodCheckpoint(BaseModel):
 
     checkpoint: str
     step: int
-
-
-Count = Annotated[int, Field(ge=0)]
 
 
 class Facts(BaseModel):
@@ -101,6 +101,14 @@ class Facts(BaseModel):
     @classmethod
     def at_registration(cls, now: datetime) -> "Facts":
         return cls(last_seen=now, progress_at=now)
+
+    @property
+    def reached(self) -> int | None:
+        """The step to show: the newest one, and after the end how many updates the trainer has applied.
+
+        Steps count from 0, so the newest of 600 is 599.
+        """
+        return self.step if self.ended is None or self.ended.step is None else self.ended.step
 
     def hear(self, now: datetime) -> None:
         """Something came from the trainer. A clock that was put back is believed: this was no silence."""
@@ -225,7 +233,9 @@ class Facts(BaseModel):
     @_take_event.register
     def _(self, event: RunEnded, attempt: int, now: datetime) -> None:
         if attempt >= self.attempt:
-            self.ended = End(attempt=attempt, status=event.status, message=event.message, at=now)
+            self.ended = End(
+                attempt=attempt, status=event.status, message=event.message, at=now, step=event.step
+            )
 
 
 def nonfinite_at_the_end(values: Sequence[float]) -> int:

@@ -65,7 +65,7 @@ class Meters:
         )
         for result in ("accepted", "duplicate"):
             self.points.labels(result)
-        for code in ("200", "404", "409", "413", "415", "422", "503"):
+        for code in ("200", "400", "404", "409", "413", "415", "422", "500", "503"):
             self.requests.labels(code)
 
     def note_commit(self, requests: int, seconds: float) -> None:
@@ -133,7 +133,7 @@ class _Families:
         good = facts.last_good.step if facts.last_good else -1
         self._gauge("checkpoint_last_good_step", "Step of the newest good checkpoint, -1 if none.", run, good)
         for name, what, value in (
-            ("step", "Step of the newest attempt; goes back at a rollback.", facts.step),
+            ("step", "Step of the newest attempt; goes back at a rollback.", facts.reached),
             ("step_duration_ema_seconds", "Smoothed duration of a step.", facts.step_seconds),
             ("loss", "Newest loss; may be NaN.", facts.loss),
             ("grad_norm", "Newest global gradient norm; may be NaN.", facts.grad_norm),

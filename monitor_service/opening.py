@@ -95,7 +95,7 @@ def _refusing(url: str) -> Iterator[None]:
     except DBAPIError as error:
         raise _refusal(url, error.orig) from error
     except (SQLAlchemyError, ModuleNotFoundError) as error:
-        raise DatabaseUnusable(_shown(url), str(error)) from error
+        raise DatabaseUnusable(shown_url(url), str(error)) from error
 
 
 def _refusal(url: str, error: BaseException | None) -> StartRefused:
@@ -105,8 +105,9 @@ def _refusal(url: str, error: BaseException | None) -> StartRefused:
         return DiskFull(folder)
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return FolderNotWritable(folder, str(error))
-    return DatabaseUnusable(_shown(url), str(error))
+    return DatabaseUnusable(shown_url(url), str(error))
 
 
-def _shown(url: str) -> str:
+def shown_url(url: str) -> str:
+    """The database's address without its password."""
     return make_url(url).render_as_string(hide_password=True)

@@ -186,7 +186,7 @@ def _summary(row: Row[Any]) -> dict[str, Any]:
         "since": row.status_since,
         "reasons": json.loads(row.reasons),
         "attempt": facts.attempt,
-        "step": facts.step,
+        "step": facts.reached,
         "total_steps": row.total_steps,
         "started_at": row.started_at,
         "last_seen": facts.last_seen,

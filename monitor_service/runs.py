@@ -250,7 +250,7 @@ def _take_notes(connection: Connection, run: Row[Any], batch: Batch, facts: Fact
             log.warning("run %s: %s of command %s changes nothing", run.name, event.state, event.command)
     if CheckpointChanged in kinds:
         facts.last_good = checkpoints.newest_good(connection, run.id)
-    if RunEnded in kinds and facts.ended is not None:
+    if kinds & {CommandUpdate, RunEnded} and facts.ended is not None:
         commands.abandon(connection, run.id, now, "the run ended first")
     for event in batch.events:
         if isinstance(event, AttemptStarted) and event.reason != "rollback":
@@ -293,6 +293,6 @@ def _write_down(connection: Connection, run: Row[Any], facts: Facts, health: Hea
         raise StoreUnavailable(f"another worker moved run {run.name!r} on")
     if has_moved:
         move = {"from_status": run.status, "to_status": health.status, "reasons": reasons}
-        where = {"run_id": run.id, "at": now, "step": facts.step}
+        where = {"run_id": run.id, "at": now, "step": facts.reached}
         connection.execute(insert(tables.transitions).values({**where, **move}))
         log.info("run %s: %s -> %s: %s", run.name, run.status, health.status, "; ".join(health.reasons))

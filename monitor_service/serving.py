@@ -38,5 +38,5 @@ class _Server(uvicorn.Server):
         self._bell = bell
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._bell.ring_for_all()
+        self._bell.close()
         super().handle_exit(sig, frame)

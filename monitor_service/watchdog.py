@@ -3,15 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 
 from sqlalchemy import Connection, select
-from sqlalchemy.exc import SQLAlchemyError
 
 from monitor_service import commands, runs, tables
 from monitor_service.bell import Bell
-from monitor_service.errors import MonitorError
 from monitor_service.facts import Facts
 from monitor_service.health import OVER, assess
 from monitor_service.settings import Settings
@@ -21,10 +19,18 @@ from shared.commands import CommandState
 log = logging.getLogger(__name__)
 
 
-def look_once(store: Store, now: datetime, settings: Settings) -> None:
-    """Move every run whose time has come, and let orders lapse. Writes only where something is to be done."""
+def look_once(
+    store: Store, now: datetime, settings: Settings, listening_since: datetime | None = None
+) -> None:
+    """Move every run whose time has come, and let orders lapse. Writes only where something is to be done.
+
+    Args:
+        listening_since: silence before this moment was the monitor's own, so runs are judged by the time
+            that has passed only after ``lost_after_s`` more; without it at once.
+    """
+    has_listened = listening_since is None or now - listening_since > timedelta(seconds=settings.lost_after_s)
     with store.reading() as connection:
-        changing = _changing(connection, now, settings)
+        changing = _changing(connection, now, settings) if has_listened else []
         due = commands.due(connection, now)
     for run in changing:
         store.write(partial(runs.look, name=run, now=now, settings=settings))
@@ -46,9 +52,10 @@ def ring_for_new_commands(store: Store, bell: Bell) -> None:
 
 async def keep_looking(store: Store, clock: Callable[[], datetime], settings: Settings) -> None:
     """``look_once`` for ever, in a thread of its own each time."""
+    listening_since = clock()
     while True:
         await asyncio.sleep(settings.watchdog_interval_s)
-        await _survive("watchdog", lambda: look_once(store, clock(), settings))
+        await _survive("watchdog", lambda: look_once(store, clock(), settings, listening_since))
 
 
 async def keep_ringing(store: Store, bell: Bell, settings: Settings) -> None:
@@ -60,10 +67,10 @@ async def keep_ringing(store: Store, bell: Bell, settings: Settings) -> None:
 
 
 async def _survive(name: str, work: Callable[[], None]) -> None:
-    """A database that fails now may answer at the next look."""
+    """Whatever fails now, the next look must come: a watchdog that ended in silence would watch nothing."""
     try:
         await asyncio.to_thread(work)
-    except (MonitorError, SQLAlchemyError):
+    except Exception:
         log.exception("%s: this look failed, the next one follows", name)
 
 

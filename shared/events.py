@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag
+from pydantic import BeforeValidator, ConfigDict, Discriminator, FailFast, Field, Strict, Tag
 
 from shared.base import Message, Moment, Name, utc_now
 
@@ -69,7 +69,7 @@ class StepSkipped(Event):
     reason: Literal["nonfinite_grad", "nonfinite_loss", "spike"]
     loss: float
     grad_norm: float
-    sample_ids: tuple[str, ...] = ()
+    sample_ids: Annotated[tuple[str, ...], FailFast()] = Field((), max_length=10_000)
 
 
 class Rollback(Event):

@@ -1,8 +1,8 @@
 """The one exchange: a batch of columns and events goes in, open commands come back in the reply."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import FailFast, Field, model_validator
 
 from shared.base import Message, Moment, Name, SeriesName
 from shared.commands import Command
@@ -10,6 +10,7 @@ from shared.events import AnyEvent
 
 MAX_STEPS = 20_000
 MAX_EVENTS = 2_000
+MAX_SERIES = 200
 MAX_HOLD_S = 30.0
 
 
@@ -29,9 +30,12 @@ class Columns(Message):
     ``step`` rises strictly, ``time`` is Unix seconds, and a series has ``None`` where a step has no value.
     """
 
-    step: list[int] = Field(default_factory=list, max_length=MAX_STEPS)
-    time: list[float] = Field(default_factory=list, max_length=MAX_STEPS)
-    series: dict[SeriesName, list[float | None]] = Field(default_factory=dict, max_length=200)
+    # the first mistake ends the check of a column: a list of mistakes would be larger than the body
+    step: Annotated[list[int], FailFast()] = Field(default_factory=list, max_length=MAX_STEPS)
+    time: Annotated[list[float], FailFast()] = Field(default_factory=list, max_length=MAX_STEPS)
+    series: dict[SeriesName, Annotated[list[float | None], FailFast()]] = Field(
+        default_factory=dict, max_length=MAX_SERIES
+    )
 
     @model_validator(mode="after")
     def _columns_agree(self) -> Self:
@@ -68,7 +72,7 @@ class Batch(Message):
     seq: int = Field(ge=1, description="1, 2, 3 … within the session, without gaps.")
     attempt: int = Field(ge=1)
     columns: Columns = Field(default_factory=Columns)
-    events: list[AnyEvent] = Field(default_factory=list, max_length=MAX_EVENTS)
+    events: Annotated[list[AnyEvent], FailFast()] = Field(default_factory=list, max_length=MAX_EVENTS)
     outbox: OutboxCounts = Field(default_factory=OutboxCounts)
     hold_s: float = Field(
         0.0, ge=0, le=MAX_HOLD_S, description="How long the reply may wait for a command, seconds."

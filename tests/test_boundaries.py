@@ -25,9 +25,19 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.ema": ("trainer.guards", "trainer.section"),
     "trainer.objective": ("trainer.guards", "trainer.section"),
     "trainer.files": (),
+    "trainer.claim": ("trainer.errors",),
     "trainer.record": ("shared", "trainer.files"),
     "trainer.probe": ("trainer.guards", "trainer.ema"),
     "trainer.state": ("trainer.guards", "trainer.checkpoint", "trainer.ema", "trainer.section"),
+    "trainer.reporting": ("shared", "trainer.guards", "trainer.link", "trainer.record"),
+    "trainer.recovery": (
+        *("shared", "trainer.checkpoint", "trainer.errors", "trainer.section"),
+        *("trainer.probe", "trainer.reporting", "trainer.state"),
+    ),
+    "trainer.loop": (
+        *("shared", "trainer.guards", "trainer.objective", "trainer.orders", "trainer.probe"),
+        *("trainer.recovery", "trainer.reporting", "trainer.state"),
+    ),
     "monitor_service.settings": (),
     "monitor_service.tables": (),
     "monitor_service.facts": ("shared",),
@@ -84,6 +94,13 @@ def test_the_two_programs_never_import_each_other() -> None:
         others = {"shared": OURS[1:], "trainer": ("monitor_service",), "monitor_service": ("trainer",)}[side]
         for name in imports(path):
             assert name.split(".")[0] not in others, f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("top", ["trainer.__main__", "trainer.drill", "monitor_service.__main__"])
+def test_nothing_stands_on_what_is_drawn_on_top(top: str) -> None:
+    for module, path in modules():
+        if not inside(module, top) and not module.endswith(".__main__"):
+            assert not any(inside(name, top) for name in imports(path)), f"{module} imports {top}"
 
 
 def test_no_torch_where_it_would_only_weigh() -> None:

@@ -123,6 +123,7 @@ class Loop:
         self._enter(Phase.FETCH)
         taken = self.fetch()
         refused: Tensor | None = None
+        first: Tensor | None = None
         for objective in self.objectives:
             self.objective = objective
             self._enter(Phase.FORWARD)
@@ -131,11 +132,13 @@ class Loop:
             self.backward()
             self._enter(Phase.MEASURE)
             refused = self.measure(refused)
+            first = refused if first is None else first
             self._enter(Phase.UPDATE)
             self.update()
-        assert refused is not None
+        assert first is not None
+        # a refusal of a later objective alone takes back nothing of the update that is counted
         self.state.ema.update(
-            range(self.state.step, self.number + 1), self.objectives[0].meter.applied - 1, refused
+            range(self.state.step, self.number + 1), self.objectives[0].meter.applied - 1, first
         )
         self._under_way.append(taken)
         self._enter(Phase.REPORT)

@@ -9,6 +9,7 @@ import torch
 from shared.events import RunEnded
 from trainer.build import Stage, build_loop, diffusion_of, first_stage_of, has_checkpoints, probe_batch
 from trainer.checkpoint import NoValidCheckpoint
+from trainer.claim import claimed
 from trainer.config import Config
 from trainer.data.radiomaps import RadioMaps
 from trainer.data.variants import VARIANTS
@@ -31,9 +32,15 @@ def train(config: Config, observers: Observers = lambda stage: ()) -> Summary:
     ``observers`` answers who watches a stage. Leaves ``summary.json`` and ``maps.png`` in the run's folder.
 
     Raises:
-        TrainerError, DataError: see ``trainer.errors``; a bad configuration is refused before any training.
+        TrainerError, DataError: see ``trainer.errors``; a bad configuration, or a folder that another process
+            trains in, is refused before any training.
     """
     prepare(config)
+    with claimed(config.run.folder / "lock"):
+        return _train(config, observers)
+
+
+def _train(config: Config, observers: Observers) -> Summary:
     maps = RadioMaps(config.data, "train")
     held_out = RadioMaps(config.data, "test")
     # each checkpoint of the second stage holds the autoencoder that it works on

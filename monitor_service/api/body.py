@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+from starlette.requests import ClientDisconnect
 
 from monitor_service.errors import (
     BodyTooLarge,
@@ -23,6 +24,9 @@ INLINE_BYTES = 64 * 1024
 """Bodies up to here are parsed in the event loop; larger ones would keep the others waiting."""
 
 MAX_VIOLATIONS = 10
+MOST_DETAILS = 1000
+"""Pydantic describes all mistakes or none: for a million of them that takes ten seconds and a gigabyte."""
+
 FOUND_LENGTH = 80
 
 M = TypeVar("M", bound=Message)
@@ -45,6 +49,9 @@ def parse(model: type[M], body: bytes) -> M:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
+        if error.error_count() > MOST_DETAILS:
+            count = error.error_count()
+            raise InvalidMessage([Violation("body", f"{count} mistakes", "too many to name")]) from error
         details = error.errors(include_url=False)
         if details[0]["type"] == "json_invalid":
             raise MalformedBody(f"the body is not JSON: {details[0]['ctx']['error']}") from error
@@ -79,11 +86,14 @@ async def _read(request: Request, settings: Settings) -> bytes:
 
 async def _bounded(request: Request, limit: int) -> AsyncIterator[bytes]:
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise BodyTooLarge("body", limit)
-        yield chunk
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise BodyTooLarge("body", limit)
+            yield chunk
+    except ClientDisconnect as error:
+        raise MalformedBody("the sender went away before the end of the body") from error
 
 
 async def _unpack(chunks: AsyncIterator[bytes], limit: int) -> bytes:

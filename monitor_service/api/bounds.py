@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from monitor_service.errors import InvalidMessage, Violation
 from monitor_service.tables import LARGEST_INTEGER
 from shared.commands import CommandRequest
-from shared.events import AttemptStarted
 from shared.exchange import Batch, RunSpec
 
 
@@ -18,7 +17,7 @@ def check(message: Batch | RunSpec | CommandRequest) -> None:
     too_large = [
         Violation(field, str(value)[:80], f"it may be {LARGEST_INTEGER} at most")
         for field, value in _numbers(message)
-        if value is not None and value > LARGEST_INTEGER
+        if value is not None and abs(value) > LARGEST_INTEGER
     ]
     if too_large:
         raise InvalidMessage(too_large)
@@ -36,6 +35,7 @@ def _numbers(message: Batch | RunSpec | CommandRequest) -> Iterator[tuple[str, i
         if message.columns.step:  # they rise, so the last is the largest
             yield f"columns.step.{len(message.columns.step) - 1}", message.columns.step[-1]
         for index, event in enumerate(message.events):
-            yield f"events.{index}.step", event.step
-            if isinstance(event, AttemptStarted):
-                yield f"events.{index}.attempt", event.attempt
+            for name in type(event).model_fields:
+                value = getattr(event, name)
+                if isinstance(value, int):
+                    yield f"events.{index}.{name}", value

@@ -101,5 +101,8 @@ def _counted(meters: Meters) -> Iterator[None]:
     except MonitorError as error:
         meters.requests.labels(str(status_of(error))).inc()
         raise
+    except Exception:
+        meters.requests.labels("500").inc()
+        raise
     meters.requests.labels("200").inc()
     meters.request_seconds.observe(time.perf_counter() - started)

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from starlette.exceptions import HTTPException
 
 from monitor_service.api.body import shown
@@ -53,7 +53,8 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(MonitorError, _monitor_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(OperationalError, _database_error)
+    app.add_exception_handler(DatabaseError, _database_error)
+    app.add_exception_handler(Exception, _our_mistake)  # starlette still logs the traceback
 
 
 def problem(
@@ -90,5 +91,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _database_error(request: Request, error: Exception) -> Response:
+    if type(error) not in (DatabaseError, OperationalError):
+        raise error  # a statement that the database does not understand is our mistake
     log.error("%s %s: the database failed: %s", request.method, request.url.path, error)
     return await _monitor_error(request, StoreUnavailable("the database cannot be read now"))
+
+
+async def _our_mistake(request: Request, error: Exception) -> Response:
+    return problem(500, "Internal error", f"{type(error).__name__}; the monitor's log has the details")

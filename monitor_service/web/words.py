@@ -96,6 +96,8 @@ def number(value: float | None) -> str:
 
 def seconds(value: float) -> str:
     """A duration in the unit that suits it: ``80 ms``, ``2.5 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    if not math.isfinite(value):
+        return f"{number(value)} s"
     if value < 1:
         return f"{value * 1000:.0f} ms" if value else "0 s"
     if value < 60:

@@ -88,6 +88,19 @@ def test_lost_time_is_the_restore_and_the_steps_at_their_usual_duration(batch: B
     assert facts.seconds_lost == pytest.approx(0.5 + 40 * 1.0)
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_after_the_end_the_step_is_how_many_updates_were_applied(
+    batch: Build, order: tuple[int, ...]
+) -> None:
+    end = {"type": "run_ended", "step": 600, "status": "finished"}
+    batches = [batch(1, [598, 599], loss=[0.2, 0.1]), batch(2, events=[end])]
+    facts = fold([batches[index] for index in order])
+    assert facts.reached == 600
+    assert facts.loss == 0.1
+    assert fold([*batches, batch(3, events=[begins(2, 600, "resume")], attempt=2)]).reached == 600
+    assert fold(batches[:1]).reached == 599
+
+
 def test_an_end_is_over_when_a_new_attempt_begins(batch: Build) -> None:
     end = {"type": "run_ended", "step": 5, "status": "failed", "message": "out of memory"}
     ended = fold([batch(1, [5], loss=[1], events=[end])])

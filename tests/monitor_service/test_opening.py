@@ -98,6 +98,40 @@ def test_a_database_that_cannot_be_shared_is_refused(capsys: pytest.CaptureFixtu
     assert "sqlite:///x.db" in said or "no URL" in said
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("TRAINHEALTH_PORT", "abc", ("TRAINHEALTH_PORT", "'abc'", "integer")),
+        ("TRAINHEALTH_POLICY", "maybe", ("TRAINHEALTH_POLICY", "'maybe'", "'off', 'suggest' or 'act'")),
+        ("TRAINHEALTH_PROT", "80", ("TRAINHEALTH_PROT", "TRAINHEALTH_PORT")),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value_and_what_would_do(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    words: tuple[str, ...],
+) -> None:
+    monkeypatch.setenv(variable, value)
+    code, said = run(capsys, "migrate", "--database-url", f"sqlite:///{tmp_path}/x.db")
+    assert code == ExitCode.USAGE
+    for word in words:
+        assert word in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_with_colons_stands_in_brackets(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINHEALTH_HOST", "::1")
+    monkeypatch.setenv("TRAINHEALTH_PORT", "9")
+    code, said = run(capsys, "status", "demo")
+    assert code == ExitCode.UNREACHABLE
+    assert "http://[::1]:9" in said
+
+
 def test_errors_come_as_json_where_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, said = run(capsys, "migrate", "--json", "--database-url", f"sqlite:///{tmp_path}/no/x.db")
     assert code == ExitCode.NOT_WRITABLE

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -102,6 +103,23 @@ def test_a_monitor_that_is_asked_to_end_answers_the_held_reply_first(
     waiting.join(10)
     assert answers[0].status_code == 200
     assert answers[0].json()["commands"] == []
+
+
+@pytest.mark.slow
+def test_a_sender_that_goes_away_is_counted_and_leaves_no_traceback(
+    start: Callable[[], Program], capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = start()
+    host, _, port = program.url.removeprefix("http://").partition(":")
+    head = "POST /api/v1/runs/demo/exchange HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((host, int(port))) as half:
+        half.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
+    deadline = time.monotonic() + 10
+    while 'ingest_requests_total{code="400"} 1' not in httpx.get(f"{program.url}/metrics").text:
+        assert time.monotonic() < deadline, "it was not counted"
+        time.sleep(0.02)
+    assert program.end(signal.SIGTERM) == 0
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.slow

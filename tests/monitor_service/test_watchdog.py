@@ -37,6 +37,16 @@ def test_a_run_that_answers_without_steps_stalls(monitor: Any, batch: Build, clo
     assert "no new step since 2026-03-01 12:00:00 UTC" in monitor.tell("/health")["reasons"][0]
 
 
+def test_the_monitors_own_absence_is_no_silence_of_the_run(monitor: Any, batch: Build, clock: Any) -> None:
+    monitor.send(batch(1, [1], loss=[1.0]))
+    clock.advance(7200)  # the monitor was away
+    back_since = clock()
+    for advance_s, status in ((2, "healthy"), (43, "healthy"), (1, "lost")):
+        clock.advance(advance_s)
+        look_once(monitor.monitor.store, clock(), monitor.monitor.settings, back_since)
+        assert monitor.tell("/health")["status"] == status
+
+
 def test_a_finished_run_is_not_looked_at_again(monitor: Any, batch: Build, clock: Any) -> None:
     monitor.send(batch(1, events=[{"type": "run_ended", "step": 1, "status": "finished"}]))
     clock.advance(10_000)
@@ -75,3 +85,18 @@ def test_the_watchdog_looks_by_itself(serve: Any, batch: Build, clock: Any) -> N
     while monitor.tell("/health")["status"] != "lost":
         assert time.monotonic() < deadline, "nobody noticed the silence"
         time.sleep(0.02)
+
+
+def test_an_order_that_was_accepted_and_never_ended_lapses_in_the_end(
+    monitor: Any, batch: Build, clock: Any
+) -> None:
+    wish = {"kind": "roll_back", "reason": "enough", "valid_for_s": 10}
+    order = monitor.post("/api/v1/runs/demo/commands", json=wish).json()["id"]
+    accepted = {"type": "command", "step": 1, "command": order, "state": "accepted"}
+    monitor.send(batch(1, [0], loss=[1.0], events=[accepted]))
+    clock.advance(10 + 599)
+    look(monitor)
+    assert monitor.tell("/commands")["items"][0]["state"] == "accepted"
+    clock.advance(1)
+    look(monitor)
+    assert monitor.tell("/commands")["items"][0]["state"] == "expired"

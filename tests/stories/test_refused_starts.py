@@ -1,12 +1,18 @@
 """What can't start says so in one line, with its exit code, and leaves nothing half written."""
 
+import signal
 import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from monitor_service.__main__ import ExitCode
+from trainer.drill.demo import DEMO_LOCK
 from trainer.errors import ConfigError
 
 pytestmark = pytest.mark.slow
@@ -20,6 +26,22 @@ def assert_refused(program: Any, code: int, *words: str) -> None:
     for word in words:
         assert word in lines[0]
     assert program.words == ""
+
+
+@contextmanager
+def claimed_by_another(lock: Path) -> Iterator[None]:
+    """Held by a child, since a process never stands in its own way."""
+    lock.touch()
+    held = (
+        "import fcntl; file = open({!r}, 'ab'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
+    )
+    held = held.format(str(lock))
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", held], stdin=pipe, stdout=pipe, text=True) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        yield
+        child.communicate("\n")
 
 
 def serve(house: Any, url: str, port: int = 0) -> Any:
@@ -44,6 +66,39 @@ def test_a_taken_port(house: Any) -> None:
     assert demo.log.splitlines()[-1].startswith("the monitor did not start: ")
     assert str(monitor.port) in demo.log
     assert monitor.is_running
+
+
+def test_a_port_that_is_taken_leaves_the_earlier_demo_where_it_was(house: Any) -> None:
+    monitor = house.monitor()
+    folder = house.folder / "demo"
+    folder.mkdir()
+    (folder / "monitor.db").write_text("an earlier demo")
+    for _ in range(2):  # the second would delete what the first has moved
+        words = ("trainer", "demo", "--folder", str(folder), "--port", str(monitor.port))
+        assert house.program(*words).end() == ConfigError.exit_code
+    assert (folder / "monitor.db").read_text() == "an earlier demo"
+    assert not folder.with_name("demo.previous").exists()
+
+
+def test_a_folder_that_another_trainer_works_in(house: Any, until: Any) -> None:
+    first = house.trainer()
+    until(lambda: "starting anew" in first.log, "the first one trains")
+    first.send(signal.SIGSTOP)
+    try:
+        assert_refused(house.trainer(), ConfigError.exit_code, str(house.run_folder), "in use")
+    finally:
+        first.send(signal.SIGCONT)
+    first.end(signal.SIGKILL)
+    assert house.trainer().end() == 0, "a killed process lets go"
+
+
+def test_a_folder_whose_demo_still_shows_its_page(house: Any) -> None:
+    folder = house.folder / "demo"
+    folder.mkdir()
+    with claimed_by_another(folder / DEMO_LOCK):
+        demo = house.program("trainer", "demo", "--folder", str(folder), "--port", "0")
+        assert_refused(demo, ConfigError.exit_code, str(folder), "in use")
+    assert not folder.with_name("demo.previous").exists()
 
 
 def test_a_database_newer_than_the_code(house: Any) -> None:

@@ -120,6 +120,15 @@ def test_the_second_objective_is_refused_with_the_first(lab: Any, everything: An
     assert loop.last[1].reason is None, "nothing was wrong with it itself"
 
 
+def test_the_average_follows_an_update_though_the_second_objective_was_refused(lab: Any) -> None:
+    def nan(phase: Any, loop: Any) -> None:
+        if phase == "measure" and loop.objective.name == "critic":
+            loop.model.critic[2].weight.grad[0, 0] = torch.nan
+
+    loop = lab.run(steps=9, model=lab.DenoiserWithCritic, observers=[nan])
+    assert torch.equal(loop.state.ema.tensors["head.weight"], loop.model.head.weight), "update 8 is a copy"
+
+
 def test_an_objective_is_trained_by_its_own_loss_alone(lab: Any) -> None:
     """The denoiser's loss flows through the critic, whose gradients must not hold any of it."""
     seen: list[torch.Tensor] = []

@@ -305,7 +305,7 @@ def test_a_stop_whose_last_state_the_disk_refused_says_so(
             loop.stop("a wish")
 
     with pytest.raises(
-        TrainerError, match="stopped at step 33, but .* could not be kept.* from step 25"
+        TrainerError, match=r"stopped at step 33, but .* could not be kept.* from step 25"
     ) as end:
         lab.run(steps=60, observers=[stop])
     assert end.value.exit_code == 1

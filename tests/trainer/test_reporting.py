@@ -68,9 +68,10 @@ def test_a_loss_that_nothing_is_known_of_is_no_number(lab: Any) -> None:
 
 
 def test_the_mean_loss_is_of_the_steps_that_a_rollback_left(lab: Any) -> None:
-    loop, twin = lab.loop(), lab.loop("twin")
+    loop = lab.loop()
     lab.steps(loop, 33)
     loop.go_back("no reason", "guard")
+    twin = lab.loop("twin")
     lab.steps(twin, loop.state.step)
     assert loop.reporter.recent_loss == twin.reporter.recent_loss
 

@@ -6,7 +6,9 @@ end whether the story went as it should.
 
 import json
 import logging
+import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import httpx
 
+from trainer.claim import claimed
 from trainer.config import Config, load
 from trainer.drill.faults import corrupt_weights, nan_gradient
 from trainer.errors import ConfigError
@@ -25,6 +28,7 @@ from trainer.summary import Summary
 
 log = logging.getLogger(__name__)
 
+DEMO_LOCK = "demo.lock"
 TINY = Path(__file__).parents[2] / "deploy/configs/tiny.toml"
 
 
@@ -48,8 +52,9 @@ def demo(
     Raises:
         ConfigError: the folder or the port will not do.
     """
+    _refuse_if_taken(port)
     _make_room(folder, resume)
-    with monitor(folder / "monitor.db", port) as url:
+    with claimed(folder / DEMO_LOCK), monitor(folder / "monitor.db", port) as url:
         log.info("the monitor listens; the page of the run is %s/runs/demo", url)
         chosen = _configure(load(config), folder, url)
         story = [] if resume else _story(chosen, url)
@@ -142,7 +147,23 @@ def _configure(config: Config, folder: Path, url: str) -> Config:
     return config.model_copy(update={"run": run, "link": config.link.model_copy(update={"url": url})})
 
 
+def _refuse_if_taken(port: int) -> None:
+    """Before anything is moved: the monitor would find it out when the earlier demo is out of its place."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(
+                f"the monitor did not start: port {port} of 127.0.0.1: {os.strerror(error.errno or 0)}; "
+                "--port 0 takes any free one"
+            ) from error
+
+
 def _make_room(folder: Path, resume: bool) -> None:
+    if folder.exists():
+        with claimed(folder / DEMO_LOCK):
+            pass  # or a demo that still shows its page would lose the ground under it
     if resume or not folder.exists():
         log.info(
             "%s", f"going on in {folder}" if resume and folder.exists() else f"starting clean in {folder}"

@@ -11,6 +11,18 @@ JSON = {"Content-Type": "application/json"}
 GZIP = {**JSON, "Content-Encoding": "gzip"}
 EXCHANGE = "/api/v1/runs/demo/exchange"
 
+ROLLBACK = {
+    "type": "rollback",
+    "step": 5,
+    "from_step": 5,
+    "to_step": 1,
+    "source": "snapshot",
+    "reason": "weights",
+    "trigger": "guard",
+    "seconds": 1,
+}
+CHECKPOINT = {"type": "checkpoint", "step": 1, "checkpoint": "c1", "state": "good"}
+
 Build = Callable[..., dict[str, Any]]
 
 
@@ -56,6 +68,10 @@ def _no_trace(monitor: Any) -> Any:
         ({"events": [{"type": "x", "step": 1, "time": "2026-01-01T00:00:00"}]}, ("needs a zone",)),
         ({"events": [{"type": "x", "step": 1, "time": "0001-01-01T00:00:00+14:00"}]}, ("out of range",)),
         ({"events": [{"type": "x", "step": 2**63}]}, ("events.0.step",)),
+        ({"events": [{**ROLLBACK, "from_step": 10**400}]}, ("events.0.from_step", "9223372036854775807")),
+        ({"events": [{**ROLLBACK, "to_step": 2**63}]}, ("events.0.to_step",)),
+        ({"events": [{**CHECKPOINT, "size_bytes": 10**400}]}, ("events.0.size_bytes",)),
+        ({"events": [{**CHECKPOINT, "size_bytes": -(10**400)}]}, ("events.0.size_bytes",)),
     ],
 )
 def test_a_malformed_batch_is_422_with_field_and_limit(
@@ -99,6 +115,18 @@ def test_too_many_bytes_are_413_packed_or_not(serve: Any, monitor: Any) -> None:
     check(small.post(EXCHANGE, content=b" " * 2001, headers=JSON), 413, "2000 bytes")
     check(small.post(EXCHANGE, content=gzip.compress(b" " * 4001), headers=GZIP), 413, "4000 bytes")
     check(small.post(EXCHANGE, content=gzip.compress(b" " * 4000), headers=GZIP), 400, "not JSON")
+
+
+def test_a_flood_of_mistakes_is_counted_and_not_described_one_by_one(monitor: Any, batch: Build) -> None:
+    flood = {**batch(1), **{f"unknown_{number}": 0 for number in range(5000)}}
+    check(monitor.send(flood), 422, "5000 mistakes", "too many")
+
+
+def test_a_column_full_of_mistakes_ends_at_the_first(monitor: Any, batch: Build) -> None:
+    flood = batch(1, range(5000), loss=["x"] * 5000)
+    answer = monitor.send(flood)
+    check(answer, 422, "columns.series.loss.0")
+    assert len(answer.json()["errors"]) == 1
 
 
 def test_a_bomb_is_refused_without_unpacking_it(monitor: Any) -> None:

@@ -72,6 +72,15 @@ def test_a_run_that_is_over_takes_no_orders(monitor: Any, batch: Build) -> None:
     assert life(monitor, command) == ["pending", "expired"]
 
 
+def test_a_command_of_a_run_that_is_over_is_not_opened_again_by_late_news(monitor: Any, batch: Build) -> None:
+    command = order(monitor)
+    ended = {"type": "run_ended", "step": 9, "status": "finished", "message": "all done"}
+    monitor.send(batch(2, events=[ended]))
+    monitor.send(batch(1, events=[says(command, "accepted")]))
+    assert monitor.tell("/health")["open_commands"] == []
+    assert monitor.tell(f"/commands/{command['id']}")["state"] == "expired"
+
+
 def test_a_stop_that_ends_the_run_succeeds_even_if_that_is_said_last(monitor: Any, batch: Build) -> None:
     command = order(monitor, kind="stop")
     monitor.send(batch(1, events=[says(command, "accepted")]))
@@ -121,7 +130,9 @@ def test_news_of_an_unknown_command_changes_nothing(monitor: Any, batch: Build) 
     assert monitor.tell("/commands")["items"] == []
 
 
-def test_a_held_reply_wakes_at_once_when_a_command_is_ordered(monitor: Any, batch: Build) -> None:
+def test_a_held_reply_wakes_at_once_when_a_command_is_ordered(serve: Any, batch: Build) -> None:
+    monitor = serve(command_poll_s=3600.0)  # so that nothing but the order itself wakes it
+    monitor.register()
     waited = []
     for seq, kind in enumerate(("roll_back", "stop", "save_checkpoint"), start=1):
         reply = monitor.start_post(EXCHANGE, json=batch(seq, hold_s=10))
@@ -160,10 +171,18 @@ def test_a_command_that_went_out_before_does_not_end_the_hold(monitor: Any, batc
     begun = time.perf_counter()
     assert monitor.send(batch(1, hold_s=10)).json()["commands"]
     assert time.perf_counter() - begun < 2  # it went out for the first time
-    again = monitor.start_post(EXCHANGE, json=batch(2, hold_s=0.5))
-    time.sleep(0.2)
-    assert not again.done()
-    assert again.result(5).json()["commands"]
+    begun = time.perf_counter()
+    assert monitor.send(batch(2, hold_s=0.5)).json()["commands"]
+    assert time.perf_counter() - begun > 0.45
+
+
+def test_nobody_is_held_any_more_once_the_monitor_ends(monitor: Any, batch: Build) -> None:
+    held = monitor.start_post(EXCHANGE, json=batch(1, hold_s=10))
+    monitor.monitor.bell.close()
+    begun = time.perf_counter()
+    assert monitor.send(batch(2, hold_s=10)).status_code == 200
+    assert held.result(5).status_code == 200
+    assert time.perf_counter() - begun < 4
 
 
 def test_a_trainer_that_missed_the_reply_gets_the_command_with_its_repeat(monitor: Any, batch: Build) -> None:

@@ -1,6 +1,7 @@
 """Questions: what a page or a program is told about runs."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,35 @@ def test_health_says_why_and_what_it_cost(monitor: Any, batch: Build) -> None:
     assert told["last_good_checkpoint"] == {"checkpoint": "step-4", "step": 4}
     assert told["cost"] == {"skipped_steps": 0, "rollbacks": 1, "steps_lost": 6, "seconds_lost": 6.5}
     assert (told["step"], told["total_steps"]) == (4, 1000)
+
+
+def test_a_finished_run_has_done_all_its_steps(monitor: Any, batch: Build) -> None:
+    end = {"type": "run_ended", "step": 1000, "status": "finished"}
+    monitor.send(batch(1, range(990, 1000), loss=[1.0] * 10, events=[end]))
+    assert (monitor.tell("/health")["step"], monitor.tell("/health")["total_steps"]) == (1000, 1000)
+    assert monitor.tell()["transitions"][-1]["step"] == 1000
+    assert 'trainhealth_step{project="default",run="demo"} 1000.0' in monitor.get("/metrics").text
+
+
+def test_a_database_that_is_damaged_under_way_is_503_and_says_so(
+    serve: Any, monitor: Any, batch: Build, tmp_path: Path
+) -> None:
+    for seq in range(1, 30):
+        noise = [float(hash((seq, n))) for n in range(500)]
+        monitor.send(batch(seq, range(seq * 500, seq * 500 + 500), loss=noise))
+    monitor.monitor.store.close()
+    file = tmp_path / "monitor.db"
+    with file.open("r+b") as damaged:
+        damaged.seek(30 * 4096)
+        damaged.write(b"\xaa" * (file.stat().st_size - 30 * 4096))
+    answer = serve().get("/api/v1/runs/demo/series?name=loss")
+    assert answer.status_code == 503
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_no_page_needs_the_internet(monitor: Any) -> None:
+    for path in ("/docs", "/redoc"):  # the framework's own load their scripts from elsewhere
+        assert monitor.get(path).status_code == 404
 
 
 def test_unchanged_health_is_304(monitor: Any, batch: Build) -> None:

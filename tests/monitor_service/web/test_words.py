@@ -22,8 +22,11 @@ def test_a_number_keeps_four_digits_and_says_when_it_is_none(value: float | None
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0 s"), (0.08, "80 ms"), (5.0, "5 s"), (61, "1 min 1 s"), (7500, "2 h 5 min")]
-)
+    ("value", "text"),
+    [
+        (0, "0 s"), (0.08, "80 ms"), (5.0, "5 s"), (61, "1 min 1 s"), (7500, "2 h 5 min"), (math.inf, "∞ s"),
+    ],
+)  # fmt: skip
 def test_a_duration_comes_in_the_unit_that_suits_it(value: float, text: str) -> None:
     assert words.seconds(value) == text
 
