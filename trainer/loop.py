@@ -277,7 +277,7 @@ class Loop:
         if verdict >= Verdict.ROLL_BACK:
             self.go_back(max(findings, key=verdict_on).message, "guard")
         else:
-            self.recovery.judged(refused, verdict is Verdict.PROCEED)
+            self.recovery.judged(any(one.refused for one in taken.vitals), verdict is Verdict.PROCEED)
 
     def _ask_the_panel(self, taken: Taken) -> tuple[Verdict, list[Finding]]:
         # a state is scanned before it is kept: what a snapshot holds must be worth returning to

@@ -55,6 +55,7 @@ def _train(config: Config, observers: Observers) -> Summary:
         log.info("%s", line)
     summary = Summary.of(loop, evaluation)
     summary.save(config.run.folder)
+    _check_kept(loop, "finished")
     return summary
 
 
@@ -164,19 +165,20 @@ def run_stage(config: Config, stage: Stage, observers: Sequence[Observer] = ()) 
     finally:
         reporter.link.close()
     if status == "stopped":
-        raise _stopped(loop)
+        _check_kept(loop, "stopped")
+        where = f"at step {loop.state.step}; the same command goes on from there"
+        raise StopRequested(f"run {stage.run} stopped {where}")
     return loop
 
 
-def _stopped(loop: Loop) -> TrainerError:
-    run, step, kept = loop.reporter.run, loop.state.step, loop.recovery.ring.steps()
-    if step in kept:
-        return StopRequested(f"run {run} stopped at step {step}; the same command goes on from there")
-    place = f"from step {max(kept)}" if kept else "anew"
-    return TrainerError(
-        f"run {run} stopped at step {step}, but this state could not be kept (see record.json); the same "
-        f"command goes on {place}"
-    )
+def _check_kept(loop: Loop, status: str) -> None:
+    """Raises a ``TrainerError`` if the disk did not take the state in which the run ended."""
+    step, kept = loop.state.step, loop.recovery.ring.steps()
+    if step not in kept:
+        raise TrainerError(
+            f"run {loop.reporter.run} {status} at step {step}, but this state could not be kept (see "
+            f"record.json); the same command goes on {f'from step {max(kept)}' if kept else 'anew'}"
+        )
 
 
 def _resume(loop: Loop, stage: Stage) -> str | None:

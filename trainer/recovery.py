@@ -148,7 +148,7 @@ class Recovery:
         )
 
     def judged(self, refused: bool, is_healthy: bool) -> None:
-        """Hear how a step was.
+        """Hear how a step was; ``refused`` if any of its objectives was.
 
         Raises:
             RunStopped: too many refused in a row.
@@ -157,6 +157,8 @@ class Recovery:
         self._writer.healthy(step, open_findings=refused or not is_healthy)
         if refused:
             self._stop_or(self._ladder.refused(step))
+        else:
+            self._ladder.applied()
 
     def collect(self) -> None:
         """Report what the writer's thread has done since the last call."""

@@ -31,7 +31,7 @@ def full_record() -> RunRecord:
             )
         ],
         commands_seen=["c1"],
-        ladder={"num_rollbacks": 1, "corrupt_at": [9], "refused_at": None, "refused_in_row": 0},
+        ladder={"num_rollbacks": 1, "corrupt_at": [9], "refused_in_row": 0},
         status="stopped",
     )
 

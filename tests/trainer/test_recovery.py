@@ -12,7 +12,7 @@ import torch
 from shared.events import AttemptStarted, CheckpointChanged, CheckpointState, CommandUpdate, Finding, Rollback
 from trainer.checkpoint import NoValidCheckpoint, State, read, write
 from trainer.drill.faults import nan_gradient, nan_weight
-from trainer.errors import ConfigError, ResumeRefused, TrainerError
+from trainer.errors import ConfigError, ResumeRefused, RunStopped, TrainerError
 
 
 def make_over(folder: Path, **tensors: float) -> None:
@@ -309,3 +309,12 @@ def test_a_stop_whose_last_state_the_disk_refused_says_so(
     ) as end:
         lab.run(steps=60, observers=[stop])
     assert end.value.exit_code == 1
+
+
+def test_a_critic_that_is_refused_for_ever_stops_the_run(lab: Any) -> None:
+    def spoil(phase: Any, loop: Any) -> None:
+        if phase == "measure" and loop.objective is loop.objectives[1]:
+            next(p for p in loop.model.parameters_of(loop.objective.name)).grad.fill_(torch.nan)
+
+    with pytest.raises(RunStopped, match="41 updates refused in a row"):
+        lab.run(steps=60, model=lab.DenoiserWithCritic, observers=[spoil])

@@ -71,13 +71,15 @@ class Ladder:
         self.config = config
         self.num_rollbacks = 0
         self._corrupt_at: list[int] = []
-        self._refused_at: int | None = None
+        self._refused_in_row = 0
+
+    def applied(self) -> None:
+        """An update was applied, all of it: a row of refusals is over."""
         self._refused_in_row = 0
 
     def refused(self, step: int) -> Refuse | Stop:
-        """An update was refused. ``step`` is the number it would have had, so a row of them shares one."""
-        self._refused_in_row = self._refused_in_row + 1 if step == self._refused_at else 1
-        self._refused_at = step
+        """An update, or a part of it, was refused; ``step`` is the number it has or would have had."""
+        self._refused_in_row += 1
         if self._refused_in_row > self.config.max_refused_in_row:
             return Stop(f"{self._refused_in_row} updates refused in a row at step {step}")
         return Refuse()
@@ -92,7 +94,7 @@ class Ladder:
                 ``step`` may hold the fault and is left out.
         """
         self._corrupt_at = [at for at in self._corrupt_at if at > step - self.config.window] + [step]
-        self._refused_at, self._refused_in_row = None, 0
+        self._refused_in_row = 0
         if self.num_rollbacks >= self.config.max_rollbacks:
             return Stop(
                 f"corrupt again at step {step} after {self.num_rollbacks} rollbacks, all that are allowed"
@@ -108,19 +110,13 @@ class Ladder:
         return {
             "num_rollbacks": self.num_rollbacks,
             "corrupt_at": list(self._corrupt_at),
-            "refused_at": self._refused_at,
             "refused_in_row": self._refused_in_row,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the memory of an earlier process; all of it or, on a ``KeyError``, nothing."""
-        memory = (
-            state["num_rollbacks"],
-            list(state["corrupt_at"]),
-            state["refused_at"],
-            state["refused_in_row"],
-        )
-        self.num_rollbacks, self._corrupt_at, self._refused_at, self._refused_in_row = memory
+        memory = state["num_rollbacks"], list(state["corrupt_at"]), state["refused_in_row"]
+        self.num_rollbacks, self._corrupt_at, self._refused_in_row = memory
 
     def _next_rung(
         self, step: int, snapshots: list[int], checkpoints: list[int]
