@@ -68,12 +68,12 @@ class _Bars:
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, phase: Phase, loop: Loop) -> None:
-        if phase is not Phase.FETCH:
+        if phase is not Phase.REPORT:
             return
         run = loop.reporter.run
         if run not in self._tasks:
             self._tasks[run] = self._progress.add_task(run, total=loop.total_steps, vitals="")
-        self._progress.update(self._tasks[run], completed=loop.state.step, vitals=_vitals(loop))
+        self._progress.update(self._tasks[run], completed=loop.number, vitals=_vitals(loop))
 
 
 def _tell(phase: Phase, loop: Loop) -> None:
