@@ -22,31 +22,32 @@ _EVERY = 50
 @contextmanager
 def narrated(is_terminal: bool | None = None) -> Iterator[Observer]:
     """Set up the log for people within this block, and answer an observer that shows how far the loop is."""
-    if is_terminal if is_terminal is not None else sys.stderr.isatty():
-        with _on_terminal() as bars:
-            yield bars
+    if _is_terminal(is_terminal):
+        with _bars() as progress:
+            yield _Bars(progress)
     else:
-        _log_to(logging.StreamHandler(sys.stderr), "%(asctime)s %(message)s")
+        _log_plainly()
         yield _tell
 
 
 @contextmanager
 def counted(is_terminal: bool | None = None) -> Iterator[Callable[[int, int], None]]:
     """Like ``narrated``, for work on maps: answers what to tell how many are done, and of how many."""
-    if is_terminal if is_terminal is not None else sys.stderr.isatty():
-        console = Console(stderr=True)
-        _log_to(RichHandler(console=console, show_path=False, show_level=False, markup=False), "%(message)s")
-        columns = (TextColumn("maps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("maps")
+    if _is_terminal(is_terminal):
+        with _bars() as progress:
+            task = progress.add_task("maps", vitals="")
             yield lambda done, total: progress.update(task, completed=done, total=total)
     else:
-        _log_to(logging.StreamHandler(sys.stderr), "%(asctime)s %(message)s")
+        _log_plainly()
         yield lambda done, total: log.info("%d of %d maps drawn", done, total)
 
 
-@contextmanager
-def _on_terminal() -> Iterator[Observer]:
+def _is_terminal(told: bool | None) -> bool:
+    return sys.stderr.isatty() if told is None else told
+
+
+def _bars() -> Progress:
+    """Bars on the terminal, with the log above them."""
     console = Console(stderr=True)
     _log_to(RichHandler(console=console, show_path=False, show_level=False, markup=False), "%(message)s")
     columns = (
@@ -56,8 +57,11 @@ def _on_terminal() -> Iterator[Observer]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[vitals]}"),
     )
-    with Progress(*columns, console=console) as progress:
-        yield _Bars(progress)
+    return Progress(*columns, console=console)
+
+
+def _log_plainly() -> None:
+    _log_to(logging.StreamHandler(sys.stderr), "%(asctime)s %(message)s")
 
 
 class _Bars:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from shared.events import Finding, RunEnded, Severity, StepSkipped
+from shared.events import Finding, RunEnded, StepSkipped
 from trainer.guards.base import StepLosses, StepView, Verdict, Vitals, Watched, verdict_on
 from trainer.objective import Objective
 from trainer.orders import Orders
@@ -83,7 +83,6 @@ class Loop:
         self._watched = Watched(state.model, state.optimizers, state.ema.tensors)
         self._last_view: StepView | None = None
         self._stop_reason: str | None = None
-        self._num_refused_told = 0
 
     def run(self) -> Literal["finished", "stopped"]:
         """Train to the end, or until somebody asks to stop; the last state is a checkpoint either way.
@@ -152,7 +151,7 @@ class Loop:
             key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
             for key, value in batch.items()
         }
-        self._tell_of_refused_items()
+        self.reporter.left_out(self.state.loader.refused, self.number)
         taken = Taken(self.state.iteration, tuple(batch["ids"]), begun, time.perf_counter() - begun)
         self.state.iteration += 1
         return taken
@@ -222,22 +221,6 @@ class Loop:
         if problems:
             self.go_back(problems[0].message, "guard")
         return not problems
-
-    def _tell_of_refused_items(self) -> None:
-        refused = self.state.loader.refused
-        for name, reason in refused[self._num_refused_told :]:
-            message = f"sample {name} was left out of its batch: {reason}"
-            reading: dict[str, float | str] = {"sample": name, "reason": reason}
-            self.reporter.finding(
-                Finding(
-                    step=self.number,
-                    guard="data",
-                    severity=Severity.WARNING,
-                    message=message,
-                    reading=reading,
-                )
-            )
-        self._num_refused_told = len(refused)
 
     def _enter(self, phase: Phase) -> None:
         for observer in self.observers:

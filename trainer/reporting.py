@@ -41,6 +41,7 @@ class Reporter:
     def __init__(self, run: str, link: Link, record: RunRecord, path: Path) -> None:
         self.run, self.link, self.record, self._path = run, link, record, path
         self._recent_losses: deque[tuple[int, float]] = deque(maxlen=_RECENT)
+        self._num_left_out = 0
 
     @property
     def recent_loss(self) -> float:
@@ -87,6 +88,20 @@ class Reporter:
         self.record.findings.append(finding)
         del self.record.findings[:-_KEPT]
         self._tell(finding)
+
+    def left_out(self, refused: Sequence[tuple[str, str]], step: int) -> None:
+        """Samples and why they were left out of their batches, all so far; the new ones are findings."""
+        for name, reason in refused[self._num_left_out :]:
+            self.finding(
+                Finding(
+                    step=step,
+                    guard="data",
+                    severity=Severity.WARNING,
+                    message=f"sample {name} was left out of its batch: {reason}",
+                    reading={"sample": name, "reason": reason},
+                )
+            )
+        self._num_left_out = len(refused)
 
     def rollback(self, event: Rollback) -> None:
         """The run went back; the next attempt begins where it arrived."""
