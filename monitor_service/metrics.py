@@ -22,7 +22,7 @@ GUARDS = ("nonfinite", "spike", "drift", "invariants", "culprit")
 FINDINGS = tuple(
     f"{guard}/{s}" for guard in GUARDS for s in (Severity.WARNING, Severity.ERROR, Severity.CRITICAL)
 )
-SKIPS = ("nonfinite_grad", "nonfinite_loss", "spike")
+SKIPS = ("nonfinite_grad", "nonfinite_loss", "spike", "overflow")
 TRIGGERS = ("guard", "command")
 
 COMMIT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)

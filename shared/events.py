@@ -66,7 +66,7 @@ class StepSkipped(Event):
     """
 
     type: Literal["step_skipped"] = "step_skipped"
-    reason: Literal["nonfinite_grad", "nonfinite_loss", "spike"]
+    reason: Literal["nonfinite_grad", "nonfinite_loss", "spike", "overflow"]
     loss: float
     grad_norm: float
     sample_ids: Annotated[tuple[str, ...], FailFast()] = Field((), max_length=10_000)
@@ -89,6 +89,47 @@ class Rollback(Event):
     def steps_lost(self) -> int:
         """Applied updates thrown away."""
         return self.from_step - self.to_step
+
+
+class Change(Event):
+    """Recovery set something aside or turned something down; its undo is a change of its own.
+
+    ``value`` and ``previous`` are factors for ``lr_factor`` and ``clip_factor``, the scale for
+    ``loss_scale``, a sample's id for ``quarantine``, and ``first..last`` batch numbers for ``data_window``.
+    """
+
+    type: Literal["change"] = "change"
+    what: Literal["lr_factor", "clip_factor", "loss_scale", "quarantine", "data_window"]
+    value: Reading
+    previous: Reading
+    reason: str
+    is_undo: bool = False
+    incident: Name | None = None
+
+
+class Incident(Event):
+    """One fault from onset to outcome. Told again with the same ``incident`` when more is known: the last
+    telling counts.
+
+    ``step`` is where it was detected, ``onset_step`` where it is thought to have begun; the lost steps and
+    seconds are what the run paid for it. ``evidence`` names the folder in the run's own folder that
+    ``python -m trainer replay`` reproduces.
+    """
+
+    type: Literal["incident"] = "incident"
+    incident: Name
+    onset_step: int = Field(ge=0)
+    guard: str
+    kind: Literal["transient", "data", "weights", "state", "hang", "process", "unknown"]
+    message: str
+    module: str | None = None
+    sample_ids: Annotated[tuple[str, ...], FailFast()] = Field((), max_length=10_000)
+    action: str = ""
+    steps_lost: int = Field(0, ge=0)
+    seconds_lost: float = Field(0.0, ge=0)
+    outcome: Literal["open", "healed", "stopped"] = "open"
+    evidence: str | None = None
+    reading: dict[str, Reading] = Field(default_factory=dict)
 
 
 class CheckpointState(StrEnum):
@@ -137,7 +178,17 @@ class OpaqueEvent(Event):
     type: str
 
 
-_KNOWN = ("attempt_started", "finding", "step_skipped", "rollback", "checkpoint", "command", "run_ended")
+_KNOWN = (
+    "attempt_started",
+    "finding",
+    "step_skipped",
+    "rollback",
+    "change",
+    "incident",
+    "checkpoint",
+    "command",
+    "run_ended",
+)
 
 
 def _tag(value: Any) -> str:
@@ -150,6 +201,8 @@ AnyEvent = Annotated[
     | Annotated[Finding, Tag("finding")]
     | Annotated[StepSkipped, Tag("step_skipped")]
     | Annotated[Rollback, Tag("rollback")]
+    | Annotated[Change, Tag("change")]
+    | Annotated[Incident, Tag("incident")]
     | Annotated[CheckpointChanged, Tag("checkpoint")]
     | Annotated[CommandUpdate, Tag("command")]
     | Annotated[RunEnded, Tag("run_ended")]

@@ -9,9 +9,11 @@ from typing import Literal
 from shared.commands import CommandKind
 from shared.events import (
     AttemptStarted,
+    Change,
     CheckpointState,
     Event,
     Finding,
+    Incident,
     OpaqueEvent,
     Rollback,
     RunEnded,
@@ -73,13 +75,23 @@ ROLLBACK = Sign("back", "back", "Rollback")
 ATTEMPT = Sign("start", "idle", "Attempt")
 START = Sign("start", "idle", "Start")
 RESUME = Sign("start", "idle", "Resume")
+CHANGE = Sign("diamond", "note", "Change")
+HEALED = Sign("check", "ok", "Healed")
 UNKNOWN = Sign("ring", "idle", "Other event")
 
 _ENDINGS = {"finished": STATUS["finished"], "stopped": STATUS["stopped"], "failed": STATUS["failed"]}
+_CHANGED = {
+    "lr_factor": "The factor on the learning rate goes",
+    "clip_factor": "The factor on the clipping norm goes",
+    "loss_scale": "The loss scale goes",
+    "quarantine": "Sample",
+    "data_window": "Batches",
+}
 _WHY_REFUSED = {
     "nonfinite_grad": "its gradient is not finite",
     "nonfinite_loss": "its loss is not finite",
     "spike": "it lies far above what its batch should give",
+    "overflow": "half precision overflowed, and the loss scale went down",
 }
 
 
@@ -192,6 +204,29 @@ def _(event: Rollback) -> Telling:
         f"Cost {steps(event.steps_lost)} and {seconds(event.seconds)}."
     )
     return Telling(ROLLBACK, text)
+
+
+@tell.register
+def _(event: Change) -> Telling:
+    what = _CHANGED[event.what]
+    if event.what in ("quarantine", "data_window"):
+        text = f"{what} {event.value} {'taken back' if event.is_undo else 'set aside'}: {event.reason}."
+    else:
+        value, previous = (
+            number(one) if isinstance(one, float) else one for one in (event.value, event.previous)
+        )
+        text = f"{what} {'back ' if event.is_undo else ''}from {previous} to {value}: {event.reason}."
+    return Telling(CHANGE, text)
+
+
+@tell.register
+def _(event: Incident) -> Telling:
+    sign = {"open": SEVERITY[Severity.WARNING], "healed": HEALED, "stopped": SEVERITY[Severity.CRITICAL]}
+    where = f" in {event.module}" if event.module else ""
+    text = f"Incident {event.incident} ({event.kind}{where}): {event.message} {event.action}".rstrip()
+    cost = f"cost {steps(event.steps_lost)} and {seconds(event.seconds_lost)}"
+    samples = f", samples {', '.join(event.sample_ids)}" if event.sample_ids else ""
+    return Telling(sign[event.outcome], text, cost + samples)
 
 
 @tell.register

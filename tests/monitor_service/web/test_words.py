@@ -6,7 +6,16 @@ import pytest
 
 from monitor_service.health import RunStatus
 from monitor_service.web import words
-from shared.events import AttemptStarted, CheckpointState, OpaqueEvent, Rollback, RunEnded, Severity
+from shared.events import (
+    AttemptStarted,
+    Change,
+    CheckpointState,
+    Incident,
+    OpaqueEvent,
+    Rollback,
+    RunEnded,
+    Severity,
+)
 
 
 @pytest.mark.parametrize(
@@ -75,3 +84,33 @@ def test_every_state_has_a_sign_of_its_own() -> None:
     for signs in (words.STATUS, words.CHECKPOINT, words.SEVERITY):
         labels = [sign.label for sign in signs.values()]
         assert len(labels) == len(set(labels)), "colour and icon alone would tell them apart"
+
+
+def test_a_change_and_its_undo_say_what_goes_where() -> None:
+    down = Change(step=9, what="lr_factor", value=0.7, previous=1.0, reason="second corruption")
+    aside = Change(step=9, what="quarantine", value="12_3", previous="", reason="NaN in its image")
+    told = [words.tell(down), words.tell(aside)]
+    assert told[0] is not None and told[1] is not None
+    assert told[0].text == ("The factor on the learning rate goes from 1 to 0.7: second corruption.")
+    assert told[1].text == "Sample 12_3 set aside: NaN in its image."
+
+
+def test_an_incident_is_one_sentence_with_its_price() -> None:
+    event = Incident(
+        step=9,
+        incident="i-9",
+        onset_step=8,
+        guard="nonfinite",
+        kind="data",
+        module="unet.init_conv",
+        message="NaN came from sample 12_3.",
+        action="It is set aside.",
+        outcome="healed",
+        sample_ids=("12_3",),
+    )
+    telling = words.tell(event)
+    assert telling is not None
+    assert telling.text == (
+        "Incident i-9 (data in unet.init_conv): NaN came from sample 12_3. It is set aside."
+    )
+    assert telling.numbers == "cost 0 steps and 0 s, samples 12_3"
