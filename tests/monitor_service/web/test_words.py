@@ -90,7 +90,8 @@ def test_a_change_and_its_undo_say_what_goes_where() -> None:
     down = Change(step=9, what="lr_factor", value=0.7, previous=1.0, reason="second corruption")
     aside = Change(step=9, what="quarantine", value="12_3", previous="", reason="NaN in its image")
     told = [words.tell(down), words.tell(aside)]
-    assert told[0] is not None and told[1] is not None
+    assert told[0] is not None
+    assert told[1] is not None
     assert told[0].text == ("The factor on the learning rate goes from 1 to 0.7: second corruption.")
     assert told[1].text == "Sample 12_3 set aside: NaN in its image."
 
