@@ -1,7 +1,7 @@
-"""The commands ``serve``, ``migrate``, ``status`` and ``roll-back``; each understands ``--json``.
+"""The commands ``serve``, ``migrate``, ``token``, ``status`` and ``roll-back``; each understands ``--json``.
 
 Exit codes: 0 done; 2 wrong arguments or settings; 3 port taken; 4 folder not writable; 5 database newer than
-this program; 6 disk full; 7 database unusable; 8 no monitor answers; 9 no such run; 10 refused.
+this program; 6 disk full; 7 database unusable; 8 no monitor answers; 9 no such run or token; 10 refused.
 """
 
 import argparse
@@ -14,25 +14,27 @@ from enum import IntEnum
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
+from monitor_service import token_commands
 from monitor_service.app import create_app
 from monitor_service.client import Client, Refused, Unreachable
 from monitor_service.errors import (
+    CertificateUnusable,
     DatabaseNewer,
     DatabaseUnusable,
     DiskFull,
     FolderNotWritable,
     MonitorError,
+    NotFound,
     PortTaken,
     UnknownSetting,
     Unprotected,
 )
 from monitor_service.opening import listen, open_database, shown_url
-from monitor_service.serving import run_until_signal
-from monitor_service.settings import Settings
-
-PREFIX = "TRAINHEALTH_"
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+from monitor_service.serving import check_certificate, run_until_signal
+from monitor_service.settings import PREFIX, ClientSettings, Settings
+from monitor_service.tokens import Scope
 
 
 class ExitCode(IntEnum):
@@ -52,6 +54,7 @@ class ExitCode(IntEnum):
 
 _CODES: dict[type[MonitorError], ExitCode] = {
     Unprotected: ExitCode.USAGE,
+    CertificateUnusable: ExitCode.USAGE,
     UnknownSetting: ExitCode.USAGE,
     PortTaken: ExitCode.PORT_TAKEN,
     FolderNotWritable: ExitCode.NOT_WRITABLE,
@@ -72,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         work(arguments)
     except ValidationError as error:
         return _fail(arguments, ExitCode.USAGE, _wrong_setting(error))
+    except SettingsError as error:
+        return _fail(arguments, ExitCode.USAGE, str(error))
     except MonitorError as error:
         return _fail(arguments, _code_of(error), str(error))
     return ExitCode.DONE
@@ -88,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (serve, migrate):
         command.add_argument("--database-url", help="SQLAlchemy URL (TRAINHEALTH_DATABASE_URL)")
 
+    _add_token_commands(commands)
     status = _add(commands, "status", _status, "how a run is, and why")
     roll_back = _add(commands, "roll-back", _roll_back, "send a run back to its last good checkpoint")
     for command in (status, roll_back):
@@ -96,6 +102,29 @@ def _parser() -> argparse.ArgumentParser:
     roll_back.add_argument("--reason", required=True)
     roll_back.add_argument("--to-step", type=int, help="this step or before; default: the newest good")
     return parser
+
+
+def _add_token_commands(commands: Any) -> None:
+    group = commands.add_parser("token", help="make, list and revoke access tokens, in the database itself")
+    actions = group.add_subparsers(required=True, metavar="ACTION")
+    create = _add(actions, "create", _token_create, "make one; its secret is shown once")
+    create.add_argument("--name", required=True, help="who holds it")
+    create.add_argument(
+        "--scope", action="append", required=True, choices=list(Scope), help="may be given again"
+    )
+    create.add_argument("--project", help="runs of this project only; default: all")
+    create.add_argument("--days", type=_positive, help="it ends after so many; default: never")
+    revoke = _add(actions, "revoke", _token_revoke, "end one, and the sessions that it opened")
+    revoke.add_argument("id", metavar="ID")
+    for action in (create, revoke, _add(actions, "list", _token_list, "every one that was ever made")):
+        action.add_argument("--database-url", help="SQLAlchemy URL (TRAINHEALTH_DATABASE_URL)")
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 36_500:
+        raise argparse.ArgumentTypeError(f"{text} is out of range; say more than 0 and less than 36500")
+    return number
 
 
 def _add(
@@ -109,12 +138,13 @@ def _add(
 
 def _serve(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments)
-    if settings.host not in LOOPBACK:
+    check_certificate(settings)
+    if not settings.is_loopback and not token_commands.can_anybody_enter(settings.database_url):
         raise Unprotected(settings.host)
     with listen(settings.host, settings.port) as listening:
         revision = open_database(settings.database_url)
         host, port = listening.getsockname()[:2]
-        url = _address(host, port)
+        url = _address(host, port, is_tls=settings.tls_key is not None)
         database = shown_url(settings.database_url)
         told = {"url": url, "database_url": database, "revision": revision}
         _say(arguments, told, f"TrainHealth monitor: {url}  (database {database})")
@@ -129,7 +159,8 @@ def _migrate(arguments: argparse.Namespace) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    health = Client(_url(arguments)).health(arguments.run)
+    with _client(arguments) as client:
+        health = client.health(arguments.run)
     step = "-" if health["step"] is None else health["step"]
     line = f"{health['run']}: {health['status']} since {health['since']}, step {step}"
     _say(arguments, health, "\n".join([line, *(f"  {reason}" for reason in health["reasons"])]))
@@ -137,8 +168,27 @@ def _status(arguments: argparse.Namespace) -> None:
 
 def _roll_back(arguments: argparse.Namespace) -> None:
     wish = {"kind": "roll_back", "reason": arguments.reason, "to_step": arguments.to_step}
-    command = Client(_url(arguments)).order(arguments.run, wish)
+    with _client(arguments) as client:
+        command = client.order(arguments.run, wish)
     _say(arguments, command, f"{command['run']}: rollback ordered, command {command['id']}")
+
+
+def _token_create(arguments: argparse.Namespace) -> None:
+    url = _settings(arguments).database_url
+    scopes = [Scope(one) for one in arguments.scope]
+    token = token_commands.create(url, arguments.name, scopes, arguments.project, arguments.days)
+    words = f"{token_commands.in_words(token)}\n{token['secret']}\nKeep it now: it is not shown again."
+    _say(arguments, token, words)
+
+
+def _token_list(arguments: argparse.Namespace) -> None:
+    for token in token_commands.listed(_settings(arguments).database_url):
+        _say(arguments, token, token_commands.in_words(token))
+
+
+def _token_revoke(arguments: argparse.Namespace) -> None:
+    token = token_commands.revoke(_settings(arguments).database_url, arguments.id)
+    _say(arguments, token, token_commands.in_words(token))
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -149,7 +199,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 def _refuse_unknown_variables() -> None:
     """A misspelt variable must not vanish in silence. Upper and lower case are the same."""
-    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    known = [*Settings.variables(), *ClientSettings.variables()]
     for variable in os.environ:
         if variable.upper().startswith(PREFIX) and variable.upper() not in known:
             raise UnknownSetting(variable, known)
@@ -163,13 +213,15 @@ def _wrong_setting(error: ValidationError) -> str:
     return f"{name} ({PREFIX}{name.upper()}): {first['msg']}, found {first['input']!r}"
 
 
-def _address(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _address(host: str, port: int, *, is_tls: bool = False) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return f"{'https' if is_tls else 'http'}://{name}:{port}"
 
 
-def _url(arguments: argparse.Namespace) -> str:
-    settings = Settings()
-    return arguments.url or _address(settings.host, settings.port)
+def _client(arguments: argparse.Namespace) -> Client:
+    ours, theirs = Settings(), ClientSettings()
+    own = _address(ours.host, ours.port, is_tls=ours.tls_key is not None)
+    return Client(arguments.url or theirs.url or own, token=theirs.token, ca_file=theirs.ca_file)
 
 
 def _say(arguments: argparse.Namespace, told: dict[str, Any], words: str) -> None:
@@ -184,6 +236,8 @@ def _fail(arguments: argparse.Namespace, code: ExitCode, words: str) -> int:
 
 
 def _code_of(error: MonitorError) -> ExitCode:
+    if isinstance(error, NotFound):
+        return ExitCode.NO_SUCH_RUN
     if isinstance(error, Refused):
         return ExitCode.NO_SUCH_RUN if error.status == 404 else ExitCode.REFUSED
     return _CODES.get(type(error), ExitCode.REFUSED)

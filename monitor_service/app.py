@@ -8,15 +8,18 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from monitor_service import migrate, watchdog
+from monitor_service.access import Door
 from monitor_service.api import control, ingest, query, service
+from monitor_service.api.access_log import AccessLog
 from monitor_service.api.dependencies import Clock, Monitor
+from monitor_service.api.guard import Guard
 from monitor_service.api.openapi import describe_bodies
 from monitor_service.api.problems import add_problem_handlers
 from monitor_service.bell import Bell
 from monitor_service.metrics import Meters, RunCollector
 from monitor_service.settings import Settings
 from monitor_service.store import Store, open_engine
-from monitor_service.web import pages
+from monitor_service.web import login, pages
 from shared.base import utc_now
 
 API = "/api/v1"
@@ -31,10 +34,12 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
     for router in (ingest.router, query.router, control.router):
         app.include_router(router, prefix=API)
     app.include_router(service.router)
+    app.include_router(login.router)
     app.include_router(pages.router)
     pages.mount_static(app)
     add_problem_handlers(app)
     describe_bodies(app)
+    app.add_middleware(Guard, monitor=monitor)
     return app
 
 
@@ -43,7 +48,9 @@ def _build(settings: Settings, clock: Clock) -> Monitor:
     engine = open_engine(settings.database_url)
     store = Store(engine, queue_size=settings.write_queue, observe=meters.note_commit)
     meters.registry.register(RunCollector(store, settings, clock))
-    return Monitor(settings, clock, store, Bell(), meters)
+    door = Door(store, clock, is_loopback=settings.is_loopback)
+    access_log = AccessLog(settings.access_log, clock)
+    return Monitor(settings, clock, store, Bell(), meters, door, access_log)
 
 
 @asynccontextmanager
@@ -63,3 +70,4 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             with suppress(asyncio.CancelledError):
                 await task
         await asyncio.to_thread(monitor.store.close)
+        monitor.access_log.close()

@@ -1,10 +1,12 @@
-"""Asks a running monitor over HTTP; standard library only."""
+"""Asks a running monitor over HTTP."""
 
-import json
-import urllib.error
-import urllib.parse
-import urllib.request
-from typing import Any
+import ssl
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
 
 from monitor_service.errors import MonitorError
 
@@ -29,43 +31,73 @@ class Refused(MonitorError):
 
 
 class Client:
-    """The API of the monitor at ``url``."""
+    """The API of the monitor at ``url``. Used inside ``with``.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        token: the secret of an access token; empty where none is needed.
+        ca_file: certificates to trust besides the system's.
+    """
+
+    def __init__(self, url: str, *, token: str = "", ca_file: Path | None = None) -> None:
         self._url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(
+            base_url=f"{self._url}/api/v1",
+            headers=headers,
+            timeout=TIMEOUT_S,
+            verify=_trust(self._url, ca_file),
+            trust_env=False,  # a proxy of the environment must not see the token
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
 
     def health(self, run: str) -> dict[str, Any]:
-        return self._ask(f"/runs/{_quoted(run)}/health")
+        return self._ask("GET", f"/runs/{_quoted(run)}/health")
 
     def order(self, run: str, request: dict[str, Any]) -> dict[str, Any]:
-        return self._ask(f"/runs/{_quoted(run)}/commands", request)
+        return self._ask("POST", f"/runs/{_quoted(run)}/commands", json=request)
 
-    def _ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """GET, or POST where there is a body.
+    def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        """The JSON that answers.
 
         Raises:
             Unreachable, Refused: with what to say to a person.
         """
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self._url}/api/v1{path}", data, headers)
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
-                answer: dict[str, Any] = json.load(reply)
-                return answer
-        except urllib.error.HTTPError as error:
-            with error:
-                raise Refused(error.code, _detail(error)) from error
-        except (OSError, ValueError) as error:
-            raise Unreachable(self._url, str(getattr(error, "reason", error))) from error
+            answer = self._http.request(method, path, **more)
+            if answer.is_success:
+                told: dict[str, Any] = answer.json()
+                return told
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            raise Unreachable(self._url, str(error)) from error
+        raise Refused(answer.status_code, detail_of(answer))
+
+
+def _trust(url: str, ca_file: Path | None) -> ssl.SSLContext | bool:
+    if not url.startswith("https"):
+        return False  # plain HTTP needs no certificates loaded
+    context = ssl.create_default_context()
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(ca_file)
+        except OSError as error:
+            raise Unreachable(url, f"the certificates in {ca_file} cannot be used ({error})") from error
+    return context
 
 
 def _quoted(run: str) -> str:
-    return urllib.parse.quote(run, safe="")
+    return quote(run, safe="")
 
 
-def _detail(error: urllib.error.HTTPError) -> str:
+def detail_of(answer: httpx.Response) -> str:
+    """What a problem says to a person."""
     try:
-        return str(json.load(error)["detail"])
+        return str(answer.json()["detail"])
     except (ValueError, KeyError, TypeError):
-        return f"{error.code} {error.reason}"
+        return f"{answer.status_code} {answer.reason_phrase}"

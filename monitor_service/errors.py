@@ -3,6 +3,10 @@
 MonitorError
 ├── NotFound               a run, series or command that is not here        404
 ├── Conflict               what is asked contradicts what is stored         409
+├── NotAuthenticated       no token, or none that is good                   401
+├── Forbidden              the token is good, but not for this              403
+├── TooManyRequests        a client asks too often                          429
+├── WrongHost              a request for a name that is not ours            421
 ├── BadBody                the body cannot be used
 │   ├── BodyTooLarge       more bytes than allowed, packed or unpacked      413
 │   ├── WrongMediaType     neither JSON nor gzipped JSON                    415
@@ -10,7 +14,8 @@ MonitorError
 │   └── InvalidMessage     JSON of the wrong shape, or a value out of range 422
 ├── StoreUnavailable       the database cannot commit now; send again       503
 └── StartRefused           serve does not start
-    ├── Unprotected        an address that others reach, and no tokens yet
+    ├── Unprotected        an address that others reach, and no token
+    ├── CertificateUnusable
     ├── PortTaken
     ├── FolderNotWritable
     ├── DiskFull
@@ -46,6 +51,34 @@ class NotFound(MonitorError):
 
 class Conflict(MonitorError):
     """The request contradicts what is stored."""
+
+
+class NotAuthenticated(MonitorError):
+    """Nobody knows who asks."""
+
+
+class Forbidden(MonitorError):
+    """It is known who asks, and they may not."""
+
+
+class TooManyRequests(MonitorError):
+    """A client asks more often than ``per_s`` times a second; ``retry_after_s`` says when to come again."""
+
+    def __init__(self, per_s: float, retry_after_s: int) -> None:
+        super().__init__(
+            f"more than {per_s:g} requests a second from one client; come again in {retry_after_s} s"
+        )
+        self.retry_after_s = retry_after_s
+
+
+class WrongHost(MonitorError):
+    """The request names a host that is none of ours: a page elsewhere may have made a name lead here."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"Host is {host[:100]!r}, which is no name of this monitor; ask by address, "
+            "or allow the name with TRAINHEALTH_ALLOWED_HOSTS"
+        )
 
 
 @dataclass(frozen=True)
@@ -112,7 +145,18 @@ class Unprotected(StartRefused):
     def __init__(self, host: str) -> None:
         super().__init__(
             f"will not listen on {host}: whoever reaches it could read all runs and order rollbacks, and "
-            "there are no access tokens yet. Listen on 127.0.0.1, behind a proxy that asks for a password."
+            "there is no access token. Make one with: python -m monitor_service token create --name NAME "
+            "--scope read --scope control (and one with --scope ingest for trainers); or listen on 127.0.0.1."
+        )
+
+
+class CertificateUnusable(StartRefused):
+    """TLS was asked for, and the certificate or its key will not do."""
+
+    def __init__(self, certificate: str, key: str, why: str) -> None:
+        super().__init__(
+            f"cannot use the certificate {certificate} with the key {key}: {why}. "
+            "Both are PEM files; set TRAINHEALTH_TLS_CERTIFICATE and TRAINHEALTH_TLS_KEY, or neither."
         )
 
 

@@ -45,7 +45,7 @@ def open_database(url: str) -> str:
     Raises:
         StartRefused: with the reason; a file that was not there before is not there after.
     """
-    file = _file_of(url)
+    file = file_of(url)
     if file is not None:
         _check_room(file.parent)
     with _leaving_no_file(file), _refusing(url):
@@ -56,8 +56,8 @@ def open_database(url: str) -> str:
             engine.dispose()
 
 
-def _file_of(url: str) -> Path | None:
-    """The SQLite file, if it is one."""
+def file_of(url: str) -> Path | None:
+    """The SQLite file behind ``url``, if it is one."""
     parts = make_url(url)
     if parts.get_backend_name() != "sqlite" or not parts.database:
         return None
@@ -99,7 +99,7 @@ def _refusing(url: str) -> Iterator[None]:
 
 
 def _refusal(url: str, error: BaseException | None) -> StartRefused:
-    folder = str((_file_of(url) or Path()).parent)
+    folder = str((file_of(url) or Path()).parent)
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the error, the rest its detail
     if code == sqlite3.SQLITE_FULL:
         return DiskFull(folder)

@@ -2,12 +2,15 @@
 
 import signal
 import socket
+import ssl
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from monitor_service.bell import Bell
+from monitor_service.errors import CertificateUnusable
+from monitor_service.settings import Settings
 
 KEEP_ALIVE_S = 75
 """Longer than proxies and trainers keep a quiet connection: they, not the monitor, let go first."""
@@ -16,14 +19,31 @@ DRAIN_S = 5
 """What is not answered so long after the signal is dropped; the trainer sends it again."""
 
 
+def check_certificate(settings: Settings) -> None:
+    """Raises CertificateUnusable: TLS is asked for, and cannot be had."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except OSError as error:  # an SSLError is one
+        why = error.strerror or str(error)
+        raise CertificateUnusable(str(settings.tls_certificate), str(settings.tls_key), why) from error
+
+
 def run_until_signal(app: FastAPI, listening: socket.socket) -> None:
     """Serve; returns after SIGINT or SIGTERM when all is answered and stored."""
+    settings: Settings = app.state.monitor.settings
     config = uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
+        server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies or None,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
     )
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.SIG_IGN)  # uvicorn takes them over and raises them again at the end

@@ -1,14 +1,78 @@
-"""Everything an operator can choose, read once from the environment (``TRAINHEALTH_…``)."""
+"""Everything an operator can choose, read once from the environment (``TRAINHEALTH_…``).
 
+Every setting may come from a file instead: ``TRAINHEALTH_DATABASE_URL_FILE`` names a file that holds the URL.
+"""
+
+import os
 from enum import StrEnum
-from typing import Self
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Self
 
 from pydantic import BaseModel, Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 MIB = 1024 * 1024
+PREFIX = "TRAINHEALTH_"
+FROM_FILE = "_FILE"
+
+
+class _Files(PydanticBaseSettingsSource):
+    """Settings whose variable ends in ``_FILE``: the text of that file, without blanks at its ends."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        variables = {name.upper(): value for name, value in os.environ.items()}
+        variable = f"{PREFIX}{field_name.upper()}"
+        file = variables.get(f"{variable}{FROM_FILE}")
+        if file is None:
+            return None, field_name, False
+        if variable in variables:
+            raise SettingsError(f"{variable} and {variable}{FROM_FILE} are both set; keep one")
+        try:
+            return Path(file).read_text(encoding="utf-8").strip(), field_name, False
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"{variable}{FROM_FILE}: {file!r} cannot be read: {error}") from error
+
+    def __call__(self) -> dict[str, Any]:
+        found = {
+            name: self.get_field_value(field, name)[0]
+            for name, field in self.settings_cls.model_fields.items()
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class FromEnvironment(BaseSettings):
+    """Base of what is read from ``TRAINHEALTH_…`` and ``TRAINHEALTH_…_FILE``."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _Files(settings_cls)
+
+    @classmethod
+    def variables(cls) -> list[str]:
+        """The names of all variables that are read here."""
+        plain = [f"{PREFIX}{name.upper()}" for name in cls.model_fields]
+        return [*plain, *(f"{name}{FROM_FILE}" for name in plain)]
+
+
+class ClientSettings(FromEnvironment):
+    """What the commands that ask a running monitor need to know."""
+
+    url: str = Field("", description="The monitor's address; empty: from host and port.")
+    token: str = Field("", repr=False, description="The secret of an access token.")
+    ca_file: Path | None = Field(None, description="Certificates to trust besides the system's, PEM.")
 
 
 class PolicyMode(StrEnum):
@@ -44,14 +108,47 @@ class PolicyConfig(BaseModel):
     policy_budget: int = Field(3, ge=0, description="Own rollback orders for one run at most.")
 
 
-class Settings(BaseSettings, HealthConfig, PolicyConfig):
+class AccessConfig(BaseModel):
+    """Who reaches the monitor, by which names, how often, and what is written down about it."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; any but loopback needs a token.")
+    port: int = Field(8321, ge=0, le=65_535)
+    allowed_hosts: str = Field(
+        "", description="Names that requests may be for, separated by commas, besides addresses; * is any."
+    )
+    trusted_proxies: str = Field(
+        "", description="Addresses whose X-Forwarded-For and -Proto are believed, separated by commas."
+    )
+    tls_certificate: Path | None = Field(None, description="Certificate chain, PEM; with tls_key: HTTPS.")
+    tls_key: Path | None = Field(None, description="The certificate's private key, PEM.")
+    rate_limit_per_s: float = Field(
+        2_000.0, ge=1, description="Questions of one client in a second; a burst may have as many again."
+    )
+    rate_limit_ingest_per_s: float = Field(10_000.0, ge=1, description="The same for batches of trainers.")
+    session_hours: float = Field(12.0, gt=0, le=8760, description="A browser is signed in this long, hours.")
+    access_log: str = Field("", description="File for one JSON line a request; - is standard error.")
+
+    @model_validator(mode="after")
+    def _certificate_and_key_go_together(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together; set both, or neither")
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches the address."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+class Settings(FromEnvironment, HealthConfig, PolicyConfig, AccessConfig):
     """The monitor's settings; tests pass values, everything else comes from the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="TRAINHEALTH_", frozen=True)
-
     database_url: str = Field("sqlite:///trainhealth.db", description="SQLAlchemy URL of the database.")
-    host: str = "127.0.0.1"
-    port: int = Field(8321, ge=0, le=65_535)
     max_body_bytes: int = Field(8 * MIB, ge=1024, description="A request as it travels.")
     max_unpacked_bytes: int = Field(32 * MIB, ge=1024, description="The same after gzip.")
     max_hold_s: float = Field(

@@ -191,3 +191,17 @@ command_history = Table(
     Column("time", UtcDateTime, nullable=False),
     Column("message", Text, nullable=False),
 )
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("name", String(100), nullable=False),
+    Column("hash", LargeBinary(32), nullable=False),  # SHA-256 of the secret
+    Column("scopes", String(100), nullable=False),  # separated by blanks
+    Column("project", String(100)),  # NULL: all
+    Column("parent", String(16), index=True),  # the token that opened this session
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+)

@@ -5,12 +5,15 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 
 from monitor_service import queries, runs
+from monitor_service.access import Principal
 from monitor_service.api import bounds
 from monitor_service.api.answers import answer
 from monitor_service.api.body import read_message
 from monitor_service.api.dependencies import ConnectionDep, Monitor, MonitorDep
 from monitor_service.api.ingest import RunName
 from monitor_service.api.openapi import body_of
+from monitor_service.api.permissions import PrincipalDep, needs
+from monitor_service.tokens import Scope
 from monitor_service.views import CommandPage, CommandView
 from shared.commands import CommandRequest
 
@@ -33,23 +36,34 @@ def place_order(monitor: Monitor, run: str, request: CommandRequest) -> CommandV
     return view
 
 
+def _signed(wish: CommandRequest, principal: Principal) -> CommandRequest:
+    """The order with the token behind it on record, whatever name it gives itself."""
+    if principal.token is None:
+        return wish
+    return wish.model_copy(update={"issued_by": f"{wish.issued_by[:40]} (token {principal.name[:40]})"})
+
+
 @router.post(
-    "/runs/{run}/commands", status_code=201, response_model=CommandView, openapi_extra=body_of(CommandRequest)
+    "/runs/{run}/commands",
+    status_code=201,
+    response_model=CommandView,
+    openapi_extra=body_of(CommandRequest),
+    dependencies=[needs(Scope.CONTROL)],
 )
-async def order(run: RunName, request: Request, monitor: MonitorDep) -> Response:
+async def order(run: RunName, request: Request, monitor: MonitorDep, principal: PrincipalDep) -> Response:
     """Ask the trainer to roll back, to stop, or to save a checkpoint."""
-    wish = await read_message(request, CommandRequest, monitor.settings)
+    wish = _signed(await read_message(request, CommandRequest, monitor.settings), principal)
     view = await asyncio.to_thread(place_order, monitor, run, wish)
     return answer(view, 201, {"Location": f"/api/v1/runs/{run}/commands/{view.id}"})
 
 
-@router.get("/runs/{run}/commands", response_model=CommandPage)
+@router.get("/runs/{run}/commands", response_model=CommandPage, dependencies=[needs(Scope.READ)])
 def commands(run: RunName, connection: ConnectionDep) -> Response:
     """Commands with their lives, youngest first."""
     return answer(queries.commands(connection, run))
 
 
-@router.get("/runs/{run}/commands/{command}", response_model=CommandView)
+@router.get("/runs/{run}/commands/{command}", response_model=CommandView, dependencies=[needs(Scope.READ)])
 def command(run: RunName, command: str, connection: ConnectionDep) -> Response:
     """One command with its life so far."""
     return answer(queries.command(connection, run, command))

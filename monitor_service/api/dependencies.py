@@ -8,6 +8,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlalchemy import Connection
 
+from monitor_service.access import Door
+from monitor_service.api.access_log import AccessLog
 from monitor_service.bell import Bell
 from monitor_service.metrics import Meters
 from monitor_service.settings import Settings
@@ -26,6 +28,8 @@ class Monitor:
     store: Store
     bell: Bell
     meters: Meters
+    door: Door
+    access_log: AccessLog
 
 
 def get_monitor(request: Request) -> Monitor:

@@ -7,23 +7,27 @@ from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
+from sqlalchemy import Connection
 
 from monitor_service import queries, runs
+from monitor_service.access import refuse_foreign
 from monitor_service.api import bounds
 from monitor_service.api.answers import answer
 from monitor_service.api.body import read_message
 from monitor_service.api.dependencies import Monitor, MonitorDep
 from monitor_service.api.openapi import body_of
+from monitor_service.api.permissions import PrincipalDep, needs
 from monitor_service.api.problems import status_of
 from monitor_service.bell import hear
-from monitor_service.errors import MonitorError
+from monitor_service.errors import Forbidden, MonitorError
 from monitor_service.metrics import Meters
 from monitor_service.runs import Exchanged, Incoming
+from monitor_service.tokens import Scope
 from monitor_service.views import RunDetail
 from shared.base import Name
 from shared.exchange import Batch, Reply, RunSpec
 
-router = APIRouter(tags=["ingest"])
+router = APIRouter(tags=["ingest"], dependencies=[needs(Scope.INGEST)])
 
 INLINE_VALUES = 10_000
 """Up to so many values are packed in the event loop; more would keep the others waiting."""
@@ -37,19 +41,21 @@ RunName = Annotated[Name, Path(description="The run's name.")]
     responses={201: {"model": RunDetail, "description": "New."}},
     openapi_extra=body_of(RunSpec),
 )
-async def register(run: RunName, request: Request, monitor: MonitorDep) -> Response:
+async def register(run: RunName, request: Request, monitor: MonitorDep, principal: PrincipalDep) -> Response:
     """Make a run known, or update its config and length."""
     spec = await read_message(request, RunSpec, monitor.settings)
     bounds.check(spec)
-    now = monitor.clock()
-    is_new, detail = await asyncio.wrap_future(
-        monitor.store.submit(
-            lambda connection: (
-                runs.register(connection, run, spec, now),
-                queries.run_detail(connection, run),
-            )
+    if not principal.sees(spec.project):
+        raise Forbidden(
+            f"token {principal.name!r} is for project {principal.project!r}, not {spec.project!r}"
         )
-    )
+    now = monitor.clock()
+
+    def write(connection: Connection) -> tuple[bool, RunDetail]:
+        refuse_foreign(connection, principal, run)  # again, now that nobody else writes
+        return runs.register(connection, run, spec, now), queries.run_detail(connection, run)
+
+    is_new, detail = await asyncio.wrap_future(monitor.store.submit(write))
     return answer(detail, 201 if is_new else 200)
 
 

@@ -13,15 +13,20 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from starlette.exceptions import HTTPException
 
 from monitor_service.api.body import shown
+from monitor_service.api.headers import SECURITY
 from monitor_service.errors import (
     BodyTooLarge,
     Conflict,
+    Forbidden,
     InvalidMessage,
     MalformedBody,
     MonitorError,
+    NotAuthenticated,
     NotFound,
     StoreUnavailable,
+    TooManyRequests,
     Violation,
+    WrongHost,
     WrongMediaType,
 )
 
@@ -31,7 +36,11 @@ MEDIA_TYPE = "application/problem+json"
 
 ANSWERS: dict[type[MonitorError], tuple[int, str]] = {
     NotFound: (404, "Not found"),
+    NotAuthenticated: (401, "Not authenticated"),
+    Forbidden: (403, "Forbidden"),
     Conflict: (409, "Conflict"),
+    WrongHost: (421, "Wrong host"),
+    TooManyRequests: (429, "Too many requests"),
     BodyTooLarge: (413, "Body too large"),
     WrongMediaType: (415, "Media type not supported"),
     MalformedBody: (400, "Malformed body"),
@@ -68,11 +77,26 @@ def problem(
 
 async def _monitor_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MonitorError)
+    return answer_to(error)
+
+
+def answer_to(error: MonitorError) -> Response:
+    """The problem document for an error."""
     status, title = ANSWERS[type(error)]
-    headers = {"Retry-After": RETRY_AFTER_S} if status == 503 else None
+    headers = _headers(error)
     if isinstance(error, InvalidMessage):
         return problem(status, title, str(error), headers, errors=[asdict(one) for one in error.violations])
     return problem(status, title, str(error), headers)
+
+
+def _headers(error: MonitorError) -> dict[str, str] | None:
+    if isinstance(error, StoreUnavailable):
+        return {"Retry-After": RETRY_AFTER_S}
+    if isinstance(error, TooManyRequests):
+        return {"Retry-After": str(error.retry_after_s)}
+    if isinstance(error, NotAuthenticated):
+        return {"WWW-Authenticate": 'Bearer realm="trainhealth"'}
+    return None
 
 
 async def _invalid_request(request: Request, error: Exception) -> Response:
@@ -98,4 +122,5 @@ async def _database_error(request: Request, error: Exception) -> Response:
 
 
 async def _our_mistake(request: Request, error: Exception) -> Response:
-    return problem(500, "Internal error", f"{type(error).__name__}; the monitor's log has the details")
+    detail = f"{type(error).__name__}; the monitor's log has the details"
+    return problem(500, "Internal error", detail, SECURITY)  # answered outside of the guard

@@ -8,8 +8,10 @@ from monitor_service import queries
 from monitor_service.api.answers import answer, answer_if_changed
 from monitor_service.api.dependencies import ConnectionDep
 from monitor_service.api.ingest import RunName
+from monitor_service.api.permissions import PrincipalDep, needs
 from monitor_service.health import RunStatus
 from monitor_service.tables import LARGEST_INTEGER
+from monitor_service.tokens import Scope
 from monitor_service.views import (
     BucketSeries,
     CheckpointPage,
@@ -21,7 +23,7 @@ from monitor_service.views import (
 )
 from shared.events import Severity
 
-router = APIRouter(tags=["query"])
+router = APIRouter(tags=["query"], dependencies=[needs(Scope.READ)])
 
 Whole = Annotated[int | None, Query(ge=0, le=LARGEST_INTEGER)]
 
@@ -29,12 +31,15 @@ Whole = Annotated[int | None, Query(ge=0, le=LARGEST_INTEGER)]
 @router.get("/runs", response_model=RunPage)
 def list_runs(
     connection: ConnectionDep,
+    principal: PrincipalDep,
     status: Annotated[list[RunStatus], Query(default_factory=list)],
     project: str | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=100)] = None,
 ) -> Response:
     """Runs, youngest first."""
+    if principal.project is not None:
+        project = principal.project
     return answer(queries.list_runs(connection, statuses=status, project=project, limit=limit, cursor=cursor))
 
 

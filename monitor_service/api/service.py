@@ -4,7 +4,9 @@ from fastapi import APIRouter, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from monitor_service.api.dependencies import MonitorDep
+from monitor_service.api.permissions import needs_all_projects
 from monitor_service.errors import StoreUnavailable
+from monitor_service.tokens import Scope
 
 router = APIRouter(tags=["service"])
 
@@ -17,7 +19,7 @@ def healthz(monitor: MonitorDep) -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, dependencies=[needs_all_projects(Scope.READ)])
 def metrics(monitor: MonitorDep) -> Response:
     """All series in Prometheus' text format."""
     return Response(generate_latest(monitor.meters.registry), media_type=CONTENT_TYPE_LATEST)

@@ -9,8 +9,11 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 
 from monitor_service import queries
+from monitor_service.access import refuse_foreign
 from monitor_service.api.dependencies import ConnectionDep
-from monitor_service.errors import NotFound
+from monitor_service.api.permissions import PrincipalDep, needs
+from monitor_service.errors import Forbidden, NotFound
+from monitor_service.tokens import Scope
 from monitor_service.web import words
 from monitor_service.web.run_page import RunPageView
 
@@ -40,27 +43,34 @@ def _templates() -> Jinja2Templates:
 TEMPLATES = _templates()
 
 
-def _page(request: Request, template: str, context: dict[str, Any], status_code: int = 200) -> Response:
+def page(request: Request, template: str, context: dict[str, Any], status_code: int = 200) -> Response:
+    """A page from its template."""
     return TEMPLATES.TemplateResponse(request, template, context, status_code, headers=SECURITY_HEADERS)
 
 
-@router.get("/")
+@router.get("/", dependencies=[needs(Scope.READ)])
 def fleet(
-    request: Request, connection: ConnectionDep, cursor: Annotated[str | None, Query()] = None
+    request: Request,
+    connection: ConnectionDep,
+    principal: PrincipalDep,
+    cursor: Annotated[str | None, Query()] = None,
 ) -> Response:
     """All runs, youngest first."""
-    page = queries.list_runs(connection, limit=RUNS_ON_A_PAGE, cursor=cursor)
-    return _page(request, "fleet.html", {"page": page, "signs": words.STATUS})
+    runs = queries.list_runs(connection, project=principal.project, limit=RUNS_ON_A_PAGE, cursor=cursor)
+    return page(request, "fleet.html", {"page": runs, "signs": words.STATUS})
 
 
 @router.get("/runs/{run}")
-def one_run(request: Request, connection: ConnectionDep, run: str) -> Response:
-    """All about one run; 404 with what to do if there is none of this name."""
+def one_run(request: Request, connection: ConnectionDep, principal: PrincipalDep, run: str) -> Response:
+    """All about one run; 404 with what to do if there is none of this name, or it is another project's."""
+    if not principal.may(Scope.READ):
+        raise Forbidden(f"token {principal.name!r} may not read")
     try:
+        refuse_foreign(connection, principal, run)
         view = RunPageView.read(connection, run)
     except NotFound:
         return _no_such_run(request, run)
-    return _page(request, "run.html", {"page": view})
+    return page(request, "run.html", {"page": view})
 
 
 def _no_such_run(request: Request, run: str) -> Response:
@@ -72,7 +82,7 @@ def _no_such_run(request: Request, run: str) -> Response:
             "this monitor yet: load the page again in a moment."
         ),
     }
-    return _page(request, "error.html", context, status_code=404)
+    return page(request, "error.html", context, status_code=404)
 
 
 class _Revalidated(StaticFiles):

@@ -73,7 +73,7 @@ async def _running(app: FastAPI, portal: BlockingPortal) -> Any:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(app.router.lifespan_context(app))
         transport = httpx.ASGITransport(app)
-        client = httpx.AsyncClient(transport=transport, base_url="http://monitor", timeout=30)
+        client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=30)
         yield Served(app, await stack.enter_async_context(client), portal)
 
 

@@ -111,7 +111,7 @@ def test_a_sender_that_goes_away_is_counted_and_leaves_no_traceback(
 ) -> None:
     program = start()
     host, _, port = program.url.removeprefix("http://").partition(":")
-    head = "POST /api/v1/runs/demo/exchange HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /api/v1/runs/demo/exchange HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with socket.create_connection((host, int(port))) as half:
         half.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
     deadline = time.monotonic() + 10

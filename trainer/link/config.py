@@ -15,7 +15,11 @@ class LinkConfig(Section):
     url: str = Field("", description="Where the monitor listens (http://127.0.0.1:8321). Empty: no monitor.")
     token_file: Path | None = Field(
         None,
-        description="File with the ingest token; read again when the monitor refuses it. None: no token.",
+        description="File with the ingest token; read again when the monitor refuses it. None: what the "
+        "environment says (TRAINHEALTH_TOKEN_FILE, TRAINHEALTH_TOKEN), else no token.",
+    )
+    ca_file: Path | None = Field(
+        None, description="Certificates to trust for an https address besides the system's, PEM."
     )
     flush_s: float = Field(
         1.0, gt=0, le=60, description="Pause between batches, seconds: how old the newest point on a page is."

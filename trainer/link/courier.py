@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import logging
+import os
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,10 +16,15 @@ import httpx
 from trainer.link.config import LinkConfig
 
 MAX_ANSWER_BYTES = 1 << 20
+TOKEN_VARIABLE = "TRAINHEALTH_TOKEN"
+"""Of the environment, where the configuration names no file; with ``_FILE`` at its end it names one."""
+
 MAX_CONNECTIONS = 2
 """One whose reply is held, and one to overtake it."""
 KEEP_ALIVE_S = 4.0
 """Below the 5 s after which uvicorn closes an idle connection, or a batch would meet a closed one."""
+
+log = logging.getLogger(__name__)
 
 
 class NotTaken(Exception):
@@ -59,7 +67,7 @@ class Courier:
         self._client = httpx.AsyncClient(
             timeout=None,  # the whole request has one deadline, see _request
             limits=httpx.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEP_ALIVE_S),
-            verify=config.url.startswith("https"),  # plain HTTP needs no certificates loaded
+            verify=_trust(config),
             # A proxy named in the environment leads to the outside, never to this machine.
             trust_env=not config.is_loopback,
         )
@@ -117,11 +125,29 @@ def _retry_after_s(response: httpx.Response) -> float | None:
     return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
+def _trust(config: LinkConfig) -> ssl.SSLContext | bool:
+    if not config.url.startswith("https"):
+        return False  # plain HTTP needs no certificates loaded
+    context = ssl.create_default_context()
+    if config.ca_file is not None:
+        try:
+            context.load_verify_locations(config.ca_file)
+        except OSError as error:  # the reports wait in the spool; the training does not wait
+            log.warning("link: the certificates in %s cannot be used: %s", config.ca_file, error)
+    return context
+
+
 def _authorization(token_file: Path | None) -> dict[str, str]:
-    if token_file is None:
-        return {}
+    """The header that shows the token. The token stands nowhere else: not in a config, a log or an error."""
+    named = os.environ.get(f"{TOKEN_VARIABLE}_FILE")
+    file = token_file or (Path(named) if named else None)
+    if file is None:
+        token = os.environ.get(TOKEN_VARIABLE, "").strip()
+        return (
+            {"Authorization": f"Bearer {token}"} if token.isascii() and token.isprintable() and token else {}
+        )
     try:
-        token = token_file.read_text(encoding="ascii").strip()
+        token = file.read_text(encoding="ascii").strip()
     except (OSError, ValueError) as error:
-        raise NotTaken(f"the token in {token_file} can't be read ({error})") from error
+        raise NotTaken(f"the token in {file} can't be read ({type(error).__name__})") from error
     return {"Authorization": f"Bearer {token}"}

@@ -297,3 +297,22 @@ def test_the_token_is_read_again_when_the_monitor_refuses_it(monitor, link_to, u
     until(lambda: monitor.steps() == [0])
     assert monitor.tokens == ["Bearer old", "Bearer new"]
     link.close()
+
+
+@pytest.mark.parametrize("variable", ["TRAINHEALTH_TOKEN", "TRAINHEALTH_TOKEN_FILE"])
+def test_the_token_of_the_environment_is_shown_and_stands_nowhere_else(
+    monitor, link_to, until, tmp_path, monkeypatch, caplog, variable
+):
+    file = tmp_path / "token"
+    file.write_text("th_secret\n")
+    monkeypatch.setenv(variable, str(file) if variable.endswith("FILE") else "th_secret")
+    link = link_to(monitor.url)
+    link.record_step(1, 1, 0.0, {"loss": 1.0})
+    link.hurry()
+    until(lambda: monitor.steps())
+    link.close()
+    assert monitor.tokens[0] == "Bearer th_secret"
+    assert "th_secret" not in caplog.text
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and path != file]
+    assert kept
+    assert all(b"th_secret" not in path.read_bytes() for path in kept)

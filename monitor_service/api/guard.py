@@ -1,0 +1,156 @@
+"""Stands before every route: is the host ours, who asks, how often, and what is written down about it.
+
+Whatever is not listed in ``PUBLIC`` needs a principal, so a new route is closed until somebody opens it.
+What a principal may do is the routes' business (``permissions.py``).
+"""
+
+import time
+from collections.abc import Mapping
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from monitor_service.access import Principal
+from monitor_service.api.dependencies import Monitor
+from monitor_service.api.headers import SECURITY, STRICT_TRANSPORT
+from monitor_service.api.hosts import Hosts
+from monitor_service.api.problems import answer_to
+from monitor_service.errors import Forbidden, MonitorError, NotAuthenticated
+from monitor_service.limits import Buckets
+
+PUBLIC = ("/healthz", "/openapi.json", "/login", "/static/")
+SESSION_COOKIE = "trainhealth_session"
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+WRONG_PER_S = 1.0
+WRONG_BURST = 20.0
+"""Tokens that are none, from one address; a good one always passes."""
+
+
+class Guard:
+    """The outermost layer of the app."""
+
+    def __init__(self, app: ASGIApp, monitor: Monitor) -> None:
+        settings = monitor.settings
+        self._app, self._door = app, monitor.door
+        self._hosts = Hosts(settings.host, settings.allowed_hosts)
+        self._asked = Buckets(settings.rate_limit_per_s)
+        self._sent = Buckets(settings.rate_limit_ingest_per_s)
+        self._wrong = Buckets(WRONG_PER_S, WRONG_BURST)
+        self._log = monitor.access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _mark(MutableHeaders(scope=message), is_tls=scope["scheme"] == "https")
+            await send(message)
+
+        try:
+            refusal = await self._judge(scope)
+            await (refusal or self._app)(scope, receive, send_marked)
+        finally:
+            self._log.note(scope, status, time.perf_counter() - started)
+
+    async def _judge(self, scope: Scope) -> Response | None:
+        """The answer to whoever may not pass; ``None`` lets the request go on, with its principal."""
+        headers = Headers(scope=scope)
+        try:
+            self._hosts.check(headers.get("host", ""))
+            _refuse_other_origins(scope["method"], headers)
+            principal = await self._admit(scope, headers)
+            self._limit(scope, principal)
+        except NotAuthenticated as error:
+            return _to_login(scope, headers) or answer_to(error)
+        except MonitorError as error:
+            return answer_to(error)
+        scope.setdefault("state", {})["principal"] = principal
+        return None
+
+    async def _admit(self, scope: Scope, headers: Headers) -> Principal | None:
+        secret = secret_of(headers)
+        try:
+            return await self._door.admit(secret)
+        except NotAuthenticated:
+            if secret is not None:
+                self._wrong.take(_address(scope))
+            if is_public(scope["path"]):
+                return None
+            raise
+
+    def _limit(self, scope: Scope, principal: Principal | None) -> None:
+        who = principal.token if principal and principal.token else _address(scope)
+        buckets = self._sent if scope["path"].endswith("/exchange") else self._asked
+        buckets.take(who)
+
+
+def is_public(path: str) -> bool:
+    """Whether anybody may ask for it: nothing about any run is there."""
+    return any(path.startswith(one) if one.endswith("/") else path == one for one in PUBLIC)
+
+
+def secret_of(headers: Mapping[str, str]) -> str | None:
+    """The secret that a request shows: in its header, else in the cookie of a session."""
+    kind, _, secret = headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer":
+        return secret.strip()
+    return cookies_of(headers).get(SESSION_COOKIE)
+
+
+def cookies_of(headers: Mapping[str, str]) -> dict[str, str]:
+    """Cookies by name; none if they cannot be read."""
+    try:
+        return {name: one.value for name, one in SimpleCookie(headers.get("cookie", "")).items()}
+    except CookieError:
+        return {}
+
+
+def _refuse_other_origins(method: str, headers: Headers) -> None:
+    """A page elsewhere must not make a browser change something here."""
+    if method in SAFE_METHODS:
+        return
+    origin = headers.get("origin")
+    if origin is not None:
+        is_ours = urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    else:
+        is_ours = headers.get("sec-fetch-site", "none") in ("same-origin", "none")
+    if not is_ours:
+        raise Forbidden(f"the request comes from a page of {(origin or 'another site')[:100]!r}, not of ours")
+
+
+def _to_login(scope: Scope, headers: Headers) -> Response | None:
+    """Where a person who opens a page is sent to; ``None`` for programs."""
+    path = scope["path"]
+    is_page = scope["method"] == "GET" and path != "/metrics" and not path.startswith("/api/")
+    if not is_page or "text/html" not in headers.get("accept", ""):
+        return None
+    return RedirectResponse(f"/login?next={quote(path, safe='/')}", 303)
+
+
+def _mark(headers: MutableHeaders, *, is_tls: bool) -> None:
+    for name, value in SECURITY.items():
+        headers.setdefault(name, value)
+    if is_tls:
+        headers.setdefault(*STRICT_TRANSPORT)
+
+
+def _address(scope: Scope) -> str:
+    client: Any = scope.get("client")
+    return str(client[0]) if client else "unknown"
+
+
+def principal_of(request: Request) -> Principal | None:
+    """Who asks; ``None`` on a public page that nobody signed in to."""
+    found: Principal | None = getattr(request.state, "principal", None)
+    return found

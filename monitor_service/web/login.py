@@ -1,0 +1,149 @@
+"""Signing in and out: a token is exchanged for a cookie that scripts cannot read and other sites never send.
+
+Each form carries a text that follows from a cookie of its own, so that no other page can fill it in.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+from datetime import timedelta
+from typing import Annotated
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+from sqlalchemy import Connection
+
+from monitor_service import tokens
+from monitor_service.access import Principal
+from monitor_service.api.dependencies import Monitor, MonitorDep
+from monitor_service.api.guard import SESSION_COOKIE, principal_of
+from monitor_service.errors import BodyTooLarge, Forbidden, NotAuthenticated, WrongMediaType
+from monitor_service.tokens import Scope
+from monitor_service.web.pages import TEMPLATES, page
+
+FORM_COOKIE = "trainhealth_form"
+FORM_TYPE = "application/x-www-form-urlencoded"
+MAX_FORM_BYTES = 8 * 1024
+
+router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+
+
+def form_token(request: Request) -> str:
+    """What a form must carry, for the browser that asks."""
+    cookie = request.cookies.get(FORM_COOKIE) or getattr(request.state, "form_cookie", "")
+    return hashlib.sha256(f"form {cookie}".encode()).hexdigest() if cookie else ""
+
+
+TEMPLATES.env.globals["form_token"] = form_token
+
+
+async def read_form(request: Request) -> dict[str, str]:
+    """The fields of a form that one of our own pages sent.
+
+    Raises:
+        WrongMediaType, BodyTooLarge: it is no form, or a very long one.
+        Forbidden: it does not carry what the page gave it.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != FORM_TYPE:
+        raise WrongMediaType("Content-Type", kind, FORM_TYPE)
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_FORM_BYTES:
+            raise BodyTooLarge("form", MAX_FORM_BYTES)
+    fields = {name: values[-1] for name, values in parse_qs(body.decode("latin-1")).items()}
+    expected = form_token(request)
+    if not expected or not hmac.compare_digest(expected.encode(), fields.get("form_token", "").encode()):
+        raise Forbidden(
+            "the form is not from a page of this browser, or cookies are off; load the page again"
+        )
+    return fields
+
+
+@router.get("/login")
+def login_page(request: Request, next: Annotated[str, Query(max_length=500)] = "/") -> Response:
+    """The form for a token."""
+    return _login_page(request, next)
+
+
+@router.post("/login")
+async def sign_in(request: Request, monitor: MonitorDep) -> Response:
+    """Exchange a token for a session's cookie."""
+    fields = await read_form(request)
+    goal = _local(fields.get("next", "/"))
+    try:
+        principal = await monitor.door.admit(fields.get("token", "").strip())
+    except NotAuthenticated as error:
+        return _login_page(request, goal, str(error), 401)
+    if not principal.may(Scope.READ):
+        return _login_page(request, goal, f"Token {principal.name!r} may not read.", 403)
+    answer = RedirectResponse(goal, 303)
+    if principal.token is not None:
+        secret = await asyncio.to_thread(_open_session, monitor, principal)
+        _set_cookie(answer, request, SESSION_COOKIE, secret, monitor.settings.session_hours * 3600)
+    return answer
+
+
+@router.post("/logout")
+async def sign_out(request: Request, monitor: MonitorDep) -> Response:
+    """End the session on the server, and forget its cookie."""
+    await read_form(request)
+    principal = principal_of(request)
+    if principal is not None and principal.is_session and principal.token is not None:
+        id_, now = principal.token, monitor.clock()
+        await asyncio.to_thread(monitor.store.write, lambda connection: tokens.revoke(connection, id_, now))
+        monitor.door.forget()
+    answer = RedirectResponse("/login", 303)
+    answer.delete_cookie(SESSION_COOKIE, path="/", httponly=True, samesite="strict")
+    return answer
+
+
+def _open_session(monitor: Monitor, principal: Principal) -> str:
+    now = monitor.clock()
+
+    def write(connection: Connection) -> str:
+        tokens.forget_ended_sessions(connection, now)
+        return tokens.create(
+            connection,
+            principal.name,
+            principal.scopes - {Scope.INGEST},
+            now,
+            project=principal.project,
+            expires_at=now + timedelta(hours=monitor.settings.session_hours),
+            parent=principal.token,
+        )[1]
+
+    secret = monitor.store.write(write)
+    monitor.door.forget()
+    return secret
+
+
+def _login_page(request: Request, goal: str, error: str = "", status: int = 200) -> Response:
+    is_new = FORM_COOKIE not in request.cookies
+    if is_new:
+        request.state.form_cookie = secrets.token_urlsafe(32)
+    answer = page(request, "login.html", {"goal": _local(goal), "error": error}, status)
+    if is_new:
+        _set_cookie(answer, request, FORM_COOKIE, request.state.form_cookie, None)
+    return answer
+
+
+def _set_cookie(answer: Response, request: Request, name: str, value: str, max_age_s: float | None) -> None:
+    answer.set_cookie(
+        name,
+        value,
+        max_age=None if max_age_s is None else int(max_age_s),
+        path="/",
+        secure=request.url.scheme == "https",
+        httponly=True,
+        samesite="strict",
+    )
+
+
+def _local(goal: str) -> str:
+    """A path of ours; anything that a browser could take for another site leads to the first page."""
+    is_path = goal.startswith("/") and not goal.startswith("//")
+    return goal if is_path and goal.isprintable() and "\\" not in goal else "/"
