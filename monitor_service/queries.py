@@ -1,6 +1,5 @@
 """What pages and programs ask about runs: each question one function over a reading connection."""
 
-import base64
 import json
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -31,40 +30,17 @@ from monitor_service.views import (
     RawColumns,
     RawSeries,
     RunDetail,
-    RunPage,
-    RunSummary,
     TransitionView,
 )
 from shared.commands import OPEN_COMMAND_STATES
 from shared.events import Severity
 
 
-def list_runs(
-    connection: Connection,
-    *,
-    statuses: Collection[RunStatus] = (),
-    project: str | None = None,
-    limit: int = 50,
-    cursor: str | None = None,
-) -> RunPage:
-    """Runs, youngest first; ``cursor`` goes on where the last page ended."""
-    query = select(tables.runs).order_by(tables.runs.c.id.desc()).limit(limit + 1)
-    if statuses:
-        query = query.where(tables.runs.c.status.in_(statuses))
-    if project is not None:
-        query = query.where(tables.runs.c.project == project)
-    if cursor is not None:
-        query = query.where(tables.runs.c.id < _read_cursor(cursor))
-    rows = connection.execute(query).all()
-    next_cursor = _write_cursor(rows[limit - 1].id) if len(rows) > limit else None
-    return RunPage(items=[RunSummary(**_summary(row)) for row in rows[:limit]], next_cursor=next_cursor)
-
-
 def run_detail(connection: Connection, run: str) -> RunDetail:
     """All about a run except its long lists."""
-    row = _run(connection, run)
+    row = run_row(connection, run)
     return RunDetail(
-        **_summary(row),
+        **summary(row),
         config=json.loads(row.config),
         checkpoint_interval_steps=row.checkpoint_interval_steps,
         series=json.loads(row.series_names),
@@ -75,8 +51,8 @@ def run_detail(connection: Connection, run: str) -> RunDetail:
 
 def health(connection: Connection, run: str) -> HealthView:
     """How a run is, since when and why."""
-    row = _run(connection, run)
-    shown = {name: value for name, value in _summary(row).items() if name in HealthView.model_fields}
+    row = run_row(connection, run)
+    shown = {name: value for name, value in summary(row).items() if name in HealthView.model_fields}
     return HealthView(
         **shown,
         open_commands=_commands(connection, row, tables.commands.c.state.in_(OPEN_COMMAND_STATES)),
@@ -101,7 +77,7 @@ def raw_series(
     Raises:
         NotFound: no such run, or it never sent such a series.
     """
-    found = points.read(connection, _run(connection, run), names, attempt, from_step, to_step)
+    found = points.read(connection, run_row(connection, run), names, attempt, from_step, to_step)
     columns = {name: RawColumns.of(some) for name, some in found.items()}
     return RawSeries.model_construct(run=run, attempt=attempt, series=columns)
 
@@ -119,7 +95,7 @@ def bucket_series(
     """Some series as at most ``buckets`` ranges of steps each; one stretch at a time, so not with ``all``."""
     if attempt == points.ALL:
         raise wrong_query("attempt", attempt, "buckets go with 'effective' or the number of an attempt")
-    found = points.read(connection, _run(connection, run), names, attempt, from_step, to_step)
+    found = points.read(connection, run_row(connection, run), names, attempt, from_step, to_step)
     columns = {name: BucketColumns.of(gather(some, buckets)) for name, some in found.items()}
     return BucketSeries.model_construct(run=run, attempt=attempt, series=columns)
 
@@ -137,7 +113,7 @@ def events(
     """Events in the order of arrival, those with an id above ``after``; or the newest of them, backwards."""
     known = tables.events.c
     order = known.id.desc() if newest_first else known.id
-    query = select(tables.events).where(known.run_id == _run(connection, run).id, known.id > after)
+    query = select(tables.events).where(known.run_id == run_row(connection, run).id, known.id > after)
     if types:
         query = query.where(known.type.in_(types))
     if severities:
@@ -151,7 +127,7 @@ def checkpoints(connection: Connection, run: str) -> CheckpointPage:
     known = tables.checkpoints.c
     rows = connection.execute(
         select(tables.checkpoints)
-        .where(known.run_id == _run(connection, run).id)
+        .where(known.run_id == run_row(connection, run).id)
         .order_by(known.step.desc(), known.time.desc())
     )
     return CheckpointPage(items=[_checkpoint(row) for row in rows])
@@ -159,25 +135,27 @@ def checkpoints(connection: Connection, run: str) -> CheckpointPage:
 
 def commands(connection: Connection, run: str) -> CommandPage:
     """Commands with their lives, youngest first."""
-    return CommandPage(items=_commands(connection, _run(connection, run)))
+    return CommandPage(items=_commands(connection, run_row(connection, run)))
 
 
 def command(connection: Connection, run: str, command_id: str) -> CommandView:
     """One command with its life so far."""
-    found = _commands(connection, _run(connection, run), tables.commands.c.id == command_id)
+    found = _commands(connection, run_row(connection, run), tables.commands.c.id == command_id)
     if not found:
         raise NotFound.command(run, command_id)
     return found[0]
 
 
-def _run(connection: Connection, name: str) -> Row[Any]:
+def run_row(connection: Connection, name: str) -> Row[Any]:
+    """The run's row. Raises NotFound."""
     row = connection.execute(select(tables.runs).where(tables.runs.c.name == name)).first()
     if row is None:
         raise NotFound.run(name)
     return row
 
 
-def _summary(row: Row[Any]) -> dict[str, Any]:
+def summary(row: Row[Any]) -> dict[str, Any]:
+    """The fields of a ``RunSummary``."""
     facts = Facts.model_validate_json(row.facts)
     return {
         "run": row.name,
@@ -262,17 +240,3 @@ def _event(row: Row[Any]) -> EventView:
 def _checkpoint(row: Row[Any]) -> CheckpointView:
     shown = {name: getattr(row, name) for name in ("checkpoint", "attempt", "step", "state", "time")}
     return CheckpointView(**shown, **checkpoint_notes.details(row))
-
-
-def _write_cursor(run_id: int) -> str:
-    return base64.urlsafe_b64encode(f"run:{run_id}".encode()).decode()
-
-
-def _read_cursor(cursor: str) -> int:
-    try:
-        what, _, number = base64.urlsafe_b64decode(cursor.encode()).decode().partition(":")
-    except ValueError:
-        what = number = ""
-    if what != "run" or not (number.isascii() and number.isdigit() and len(number) <= 18):
-        raise wrong_query("cursor", cursor, "send the next_cursor of the page before, or none")
-    return int(number)

@@ -8,11 +8,11 @@ from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 
-from monitor_service import queries
 from monitor_service.access import refuse_foreign
 from monitor_service.api.dependencies import ConnectionDep
 from monitor_service.api.permissions import PrincipalDep, needs
 from monitor_service.errors import Forbidden, NotFound
+from monitor_service.run_list import list_runs
 from monitor_service.tokens import Scope
 from monitor_service.web import words
 from monitor_service.web.run_page import RunPageView
@@ -56,7 +56,7 @@ def fleet(
     cursor: Annotated[str | None, Query()] = None,
 ) -> Response:
     """All runs, youngest first."""
-    runs = queries.list_runs(connection, project=principal.project, limit=RUNS_ON_A_PAGE, cursor=cursor)
+    runs = list_runs(connection, project=principal.project, limit=RUNS_ON_A_PAGE, cursor=cursor)
     return page(request, "fleet.html", {"page": runs, "signs": words.STATUS})
 
 

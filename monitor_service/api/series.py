@@ -1,0 +1,112 @@
+"""Series and comparisons, as JSON, CSV or bytes."""
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from monitor_service import series_forms
+from monitor_service.access import refuse_foreign
+from monitor_service.api.answers import answer
+from monitor_service.api.dependencies import ConnectionDep
+from monitor_service.api.ingest import RunName
+from monitor_service.api.permissions import PrincipalDep, needs
+from monitor_service.comparing import Comparison, compare
+from monitor_service.errors import wrong_query
+from monitor_service.points import EFFECTIVE
+from monitor_service.series_query import AnySeries, Axis, SeriesQuestion, TimeBucketSeries, ask, read_points
+from monitor_service.tables import LARGEST_INTEGER
+from monitor_service.tokens import Scope
+from monitor_service.views import BucketSeries, RawSeries
+from shared.base import Name
+
+router = APIRouter(tags=["query"], dependencies=[needs(Scope.READ)])
+
+Whole = Annotated[int | None, Query(ge=0, le=LARGEST_INTEGER)]
+Seconds = Annotated[float | None, Query(allow_inf_nan=False, description="Unix seconds; with axis=time")]
+SeriesNames = Annotated[list[str], Query(min_length=1, max_length=50, description="May be given again.")]
+
+RAW_EXAMPLE = {
+    "run": "demo",
+    "attempt": "effective",
+    "series": {"loss": {"attempt": [1, 1], "step": [40, 41], "time": [1.7e9, 1.7e9], "value": [2.31, "NaN"]}},
+}
+
+
+class Form(StrEnum):
+    """How series travel."""
+
+    JSON = "json"
+    CSV = "csv"
+    BINARY = "binary"
+
+
+@router.get(
+    "/runs/{run}/series",
+    response_model=RawSeries | BucketSeries | TimeBucketSeries,
+    responses={
+        200: {
+            "content": {
+                "application/json": {"example": RAW_EXAMPLE},
+                "text/csv": {"example": "series,attempt,step,time,value\nloss,1,40,1700000000.0,2.31\n"},
+                series_forms.BINARY: {"schema": {"type": "string", "format": "binary"}},
+            }
+        }
+    },
+)
+def series(
+    run: RunName,
+    connection: ConnectionDep,
+    name: SeriesNames,
+    attempt: Annotated[str, Query(description="effective, all, or the number of one")] = EFFECTIVE,
+    axis: Axis = Axis.STEP,
+    from_step: Whole = None,
+    to_step: Whole = None,
+    from_time: Seconds = None,
+    to_time: Seconds = None,
+    buckets: Annotated[int | None, Query(ge=1, le=10_000)] = None,
+    form: Annotated[Form, Query(alias="format")] = Form.JSON,
+) -> Response:
+    """Points of some series, every one or gathered in ``buckets`` with min, max, last and counts."""
+    ends = {"from_step": from_step, "to_step": to_step, "from_time": from_time, "to_time": to_time}
+    question = SeriesQuestion(run, name, attempt, axis, buckets=buckets, **ends)  # type: ignore[arg-type]
+    if form is Form.BINARY and buckets is None:
+        found = read_points(connection, question)
+        tables = {one: vars(some) for one, some in found.items()}
+        return Response(series_forms.as_bytes(run, attempt, tables), media_type=series_forms.BINARY)
+    return _FORMS[form](ask(connection, question))
+
+
+def _as_csv(found: AnySeries) -> Response:
+    tables = {name: vars(columns) for name, columns in found.series.items()}
+    return Response(series_forms.as_csv(tables), media_type=series_forms.CSV)
+
+
+def _as_bytes(found: AnySeries) -> Response:
+    tables = {name: vars(columns) for name, columns in found.series.items()}
+    data = series_forms.as_bytes(found.run, found.attempt, tables)
+    return Response(data, media_type=series_forms.BINARY)
+
+
+_FORMS: dict[Form, Callable[[AnySeries], Response]] = {
+    Form.JSON: answer,
+    Form.CSV: _as_csv,
+    Form.BINARY: _as_bytes,
+}
+
+
+@router.get("/compare", response_model=Comparison)
+def compared(
+    connection: ConnectionDep,
+    principal: PrincipalDep,
+    run: Annotated[list[Name], Query(min_length=2, max_length=20, description="Two or more.")],
+    name: SeriesNames,
+    buckets: Annotated[int, Query(ge=1, le=2_000)] = 500,
+) -> Response:
+    """Runs side by side: summaries, settings in which they differ, and series on one grid of steps."""
+    if len(set(run)) < len(run):
+        raise wrong_query("run", ", ".join(run), "name each run once")
+    for one in run:
+        refuse_foreign(connection, principal, one)
+    return answer(compare(connection, run, name, buckets))

@@ -1,0 +1,110 @@
+"""Runs side by side: their series on one grid of steps, and in what they differ."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import Field
+from sqlalchemy import Connection
+
+from monitor_service import points
+from monitor_service.axes import StepGrid
+from monitor_service.errors import NotFound
+from monitor_service.queries import run_row, summary
+from monitor_service.series import Points
+from monitor_service.series_query import cell_columns
+from monitor_service.views import RunSummary
+from shared.base import Message
+
+
+class ComparedColumns(Message):
+    """One series of one run on the grid of all: ``cell[i]`` is an index into ``step_from``."""
+
+    cell: list[int]
+    min: list[float | None]
+    max: list[float | None]
+    last: list[float]
+    count: list[int]
+    nonfinite: list[int]
+
+
+class Grid(Message):
+    """Cells of equally many steps, the same for every run."""
+
+    step_from: list[int]
+    step_to: list[int]
+
+
+class Comparison(Message):
+    """Runs side by side."""
+
+    runs: list[RunSummary]
+    differences: dict[str, dict[str, Any]] = Field(
+        description="Settings in which the runs differ, by dotted name; a run without one is left out."
+    )
+    grid: Grid
+    series: dict[str, dict[str, ComparedColumns]] = Field(
+        description="By series, then by run; runs that never sent it are left out."
+    )
+
+
+def compare(connection: Connection, runs: Sequence[str], names: Sequence[str], buckets: int) -> Comparison:
+    """Compare the effective series of some runs in at most ``buckets`` cells.
+
+    Raises:
+        NotFound: no such run, or none of them ever sent such a series.
+    """
+    rows = [run_row(connection, run) for run in runs]
+    found: dict[str, dict[str, Points]] = {name: {} for name in names}
+    for row in rows:
+        sent = [name for name in names if name in json.loads(row.series_names)]
+        for name, some in points.read(connection, row, sent, points.EFFECTIVE, None, None).items():
+            found[name][row.name] = some
+    missing = [name for name, by_run in found.items() if not by_run]
+    if missing:
+        raise NotFound(f"none of the runs has series {', '.join(missing)}")
+    grid = _grid([some for by_run in found.values() for some in by_run.values()], buckets)
+    return Comparison.model_construct(
+        runs=[RunSummary(**summary(row)) for row in rows],
+        differences=differences({row.name: json.loads(row.config) for row in rows}),
+        grid=_told(grid),
+        series={
+            name: {run: _columns(grid, some) for run, some in by_run.items()}
+            for name, by_run in found.items()
+        },
+    )
+
+
+def differences(configs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Dotted names whose values are not the same in all runs, each with the value of each run."""
+    flat = {run: dict(_flat("", config)) for run, config in configs.items()}
+    every = sorted({name for values in flat.values() for name in values})
+    found = {name: {run: values[name] for run, values in flat.items() if name in values} for name in every}
+    return {
+        name: by_run
+        for name, by_run in found.items()
+        if len(by_run) < len(flat) or len({json.dumps(value) for value in by_run.values()}) > 1
+    }
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(f"{prefix}.{key}" if prefix else key, inner)
+    elif prefix:
+        yield prefix, value
+
+
+def _grid(parts: Sequence[Points], buckets: int) -> StepGrid:
+    steps = [int(step) for some in parts for step in (some.step[:1].tolist() + some.step[-1:].tolist())]
+    return StepGrid.over(min(steps), max(steps), buckets) if steps else StepGrid(0, 1, 0)
+
+
+def _told(grid: StepGrid) -> Grid:
+    begins = [grid.first + cell * grid.width for cell in range(grid.cells)]
+    return Grid(step_from=begins, step_to=[begin + grid.width - 1 for begin in begins])
+
+
+def _columns(grid: StepGrid, some: Points) -> ComparedColumns:
+    cells = grid.gather(some)
+    return ComparedColumns.model_construct(cell=cells.index.tolist(), **cell_columns(cells))
