@@ -30,13 +30,20 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.probe": ("trainer.guards", "trainer.ema"),
     "trainer.state": ("trainer.guards", "trainer.checkpoint", "trainer.ema", "trainer.section"),
     "trainer.reporting": ("shared", "trainer.guards", "trainer.link", "trainer.record"),
+    "trainer.factors": ("shared", "trainer.section"),
+    "trainer.incident": (
+        *("shared", "trainer.checkpoint", "trainer.files", "trainer.guards"),
+        *("trainer.reporting", "trainer.section"),
+    ),
     "trainer.recovery": (
         *("shared", "trainer.checkpoint", "trainer.errors", "trainer.section"),
+        *("trainer.factors", "trainer.incident"),
         *("trainer.probe", "trainer.reporting", "trainer.state"),
     ),
     "trainer.loop": (
-        *("shared", "trainer.guards", "trainer.objective", "trainer.orders", "trainer.probe"),
-        *("trainer.recovery", "trainer.reporting", "trainer.state"),
+        *("shared", "trainer.checkpoint", "trainer.errors", "trainer.guards", "trainer.incident"),
+        *("trainer.objective", "trainer.orders", "trainer.probe"),
+        *("trainer.recovery", "trainer.refusals", "trainer.reporting", "trainer.state"),
     ),
     "monitor_service.settings": (),
     "monitor_service.tables": (),

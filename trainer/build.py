@@ -26,6 +26,7 @@ from trainer.guards.panel import Panel
 from trainer.guards.refusal import running_statistics
 from trainer.guards.spike import Spike
 from trainer.guards.vitals import Meter
+from trainer.incident import Incidents
 from trainer.link.client import Link
 from trainer.loop import Loop, Observer
 from trainer.objective import Objective, Schedule, fused_adamw
@@ -117,12 +118,16 @@ def build_loop(config: Config, stage: Stage, observers: Sequence[Observer] = ())
     reporter = _reporter(config, stage)
     probe = Probe(stage.model, ema, probe_batch(stage, device))
     folder = stage.folder / CHECKPOINTS
-    recovery = Recovery(config.recovery, state, probe, folder, reporter, settings=stage.settings)
+    eased = [one.schedule.eased for one in objectives]
+    recovery = Recovery(config.recovery, state, probe, folder, reporter, settings=stage.settings, eased=eased)
+    origin = {"run": stage.run, "config": config.model_dump(mode="json")}
+    incidents = Incidents(config.recovery.incidents, reporter, stage.folder, origin)
     return Loop(
         objectives,
         state,
         recovery,
         reporter,
+        incidents,
         total_steps=stage.training.steps,
         device=device,
         observers=observers,

@@ -4,7 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -12,11 +12,16 @@ import torch
 from torch import Tensor
 
 from shared.events import Finding, RunEnded, StepSkipped
+from trainer.checkpoint import Rung
+from trainer.errors import RunStopped
 from trainer.guards.base import StepLosses, StepView, Verdict, Vitals, Watched, verdict_on
+from trainer.guards.culprit import Randomness
+from trainer.incident import Incidents
 from trainer.objective import Objective
 from trainer.orders import Orders
 from trainer.probe import Trainee
 from trainer.recovery import Recovery, Trigger
+from trainer.refusals import Refusals
 from trainer.reporting import Reporter
 from trainer.state import TrainState
 
@@ -48,6 +53,9 @@ class Taken:
     sample_ids: tuple[str, ...]
     begun: float
     fetch_seconds: float
+    batch: Batch
+    random: Randomness
+    is_replay: bool = False
     vitals: list[Vitals] = field(default_factory=list)
 
 
@@ -64,6 +72,7 @@ class Loop:
         state: TrainState,
         recovery: Recovery,
         reporter: Reporter,
+        incidents: Incidents,
         *,
         total_steps: int,
         device: torch.device,
@@ -73,6 +82,7 @@ class Loop:
         self.model, self.objectives, self.state = state.model, objectives, state
         self.recovery, self.reporter = recovery, reporter
         self.orders = Orders(reporter)
+        self.refusals = Refusals(recovery, reporter, incidents, replay=recovery.config.replay)
         self.total_steps, self.device = total_steps, device
         self.observers = list(observers)
         self.objective = objectives[0]
@@ -96,6 +106,10 @@ class Loop:
                 self.step()
             self.settle()
             self.recovery.keep_last()
+            self.refusals.incidents.end("healed")
+        except RunStopped as stop:
+            self.refusals.stopped(self, str(stop))
+            raise
         finally:
             self.recovery.close()
         status: Literal["finished", "stopped"] = "finished" if self._stop_reason is None else "stopped"
@@ -120,7 +134,13 @@ class Loop:
     def step(self) -> None:
         """One batch through the six phases."""
         self._enter(Phase.FETCH)
-        taken = self.fetch()
+        self._carry_out(self.fetch())
+        self._enter(Phase.REPORT)
+        self.report()
+
+    def _carry_out(self, taken: Taken) -> None:
+        """All phases of a batch between its fetch and its report."""
+        self.batch = taken.batch
         refused: Tensor | None = None
         first: Tensor | None = None
         for objective in self.objectives:
@@ -140,8 +160,28 @@ class Loop:
             range(self.state.step, self.number + 1), self.objectives[0].meter.applied - 1, first
         )
         self._under_way.append(taken)
-        self._enter(Phase.REPORT)
-        self.report()
+
+    def replay(self, taken: Taken) -> Taken:
+        """A refused step once more, with the same batch and the same random states; applied if it is clean.
+
+        At a step boundary: everything else has been judged. Random states go on from where they were.
+        """
+        here = Randomness.now(self.device)
+        iteration = taken.iteration
+        for objective in self.objectives:
+            objective.meter.iteration = iteration
+        again = replace(taken, vitals=[], is_replay=True)
+        taken.random.set()
+        self._carry_out(again)
+        here.set()
+        for objective in self.objectives:
+            objective.meter.iteration = self.state.iteration
+        self.hear_all()
+        return again
+
+    def losses_of(self, batch: Batch) -> StepLosses:
+        """The first objective's losses of a batch: what a replay computes."""
+        return self.model.training_step(batch, self.objectives[0].name, self.number)
 
     def fetch(self) -> Taken:
         """Take the next batch to the device."""
@@ -152,7 +192,10 @@ class Loop:
             for key, value in batch.items()
         }
         self.reporter.left_out(self.state.loader.refused, self.number)
-        taken = Taken(self.state.iteration, tuple(batch["ids"]), begun, time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        random = Randomness.now(self.device)
+        ids = tuple(batch["ids"])
+        taken = Taken(self.state.iteration, ids, begun, seconds, self.batch, random)
         self.state.iteration += 1
         return taken
 
@@ -182,6 +225,7 @@ class Loop:
     def report(self) -> None:
         """Judge what has arrived on the host, keep the way back open, obey the monitor."""
         self._judge_arrived(wait=False)
+        self.refusals.take_up(self)
         if self.recovery.is_due(self.state.step):
             self.settle()
             self.recovery.keep()
@@ -189,7 +233,13 @@ class Loop:
         self.orders.carry_out(self)
 
     def go_back(
-        self, reason: str, trigger: Trigger, *, command: str | None = None, at_most: int | None = None
+        self,
+        reason: str,
+        trigger: Trigger,
+        *,
+        command: str | None = None,
+        at_most: int | None = None,
+        rung: Rung | None = None,
     ) -> None:
         """Restore an earlier state and begin a new attempt there; what is under way is lost with the stretch.
 
@@ -197,8 +247,13 @@ class Loop:
             RunStopped, NoValidCheckpoint: see ``Recovery.go_back``.
         """
         self._under_way.clear()
+        self.refusals.forget()
+        incidents = self.refusals.incidents
         try:
-            self.recovery.go_back(reason, trigger, command=command, at_most=at_most)
+            rollback = self.recovery.go_back(
+                reason, trigger, command=command, at_most=at_most, rung=rung, incident=incidents.current
+            )
+            incidents.went_back(rollback)
         finally:  # a command that finds nothing to go back to has taken the state away and put it back
             self.state.panel.rebase(self._watched)
 
@@ -219,6 +274,9 @@ class Loop:
         for problem in problems:
             self.reporter.finding(problem)
         if problems:
+            self.refusals.incidents.alarm(
+                self.state.step, problems[0].guard, problems[0].message, kind="weights"
+            )
             self.go_back(problems[0].message, "guard")
         return not problems
 
@@ -234,6 +292,11 @@ class Loop:
         return is_asked_for and self.is_sound()
 
     def settle(self) -> None:
+        """Wait until everything under way has been judged, and what was refused replayed."""
+        self.hear_all()
+        self.refusals.take_up(self)
+
+    def hear_all(self) -> None:
         """Wait until everything under way has been judged."""
         self._judge_arrived(wait=True)
 
@@ -248,19 +311,25 @@ class Loop:
         """What the guards say about one step, and what follows."""
         self.last = taken.vitals
         refused = taken.vitals[0].refused
+        if refused and taken.is_replay:
+            return  # told already when it was refused first
         verdict, findings = self._ask_the_panel(taken)
         for finding in findings:
             self.reporter.finding(finding)
+        seconds = time.perf_counter() - taken.begun
         if refused:
             self.reporter.skipped(_as_event(taken))
         else:
-            seconds = time.perf_counter() - taken.begun
             self.reporter.applied(taken.vitals, seconds, taken.fetch_seconds)
             self.state.step += 1
+        self.refusals.judged(taken, verdict, findings, seconds)
         if verdict >= Verdict.ROLL_BACK:
             self.go_back(max(findings, key=verdict_on).message, "guard")
         else:
-            self.recovery.judged(any(one.refused for one in taken.vitals), verdict is Verdict.PROCEED)
+            # a spike that is no error is a new level of loss, accepted: a row of refusals ends there
+            is_accepted = taken.vitals[0].reason == "spike" and verdict is Verdict.PROCEED
+            counts = any(one.refused for one in taken.vitals) and not is_accepted
+            self.recovery.judged(counts, verdict is Verdict.PROCEED)
 
     def _ask_the_panel(self, taken: Taken) -> tuple[Verdict, list[Finding]]:
         # a state is scanned before it is kept: what a snapshot holds must be worth returning to

@@ -32,17 +32,21 @@ class Schedule:
     """The learning rate as a function of the applied updates, computed where they are counted: on the device.
 
     A refused step does not advance it, and the host need not know. factor(i) = max((1 - i/N)^power, floor).
+    ``eased`` is a second factor, which recovery turns down for a while.
     """
 
     def __init__(self, config: OptimizerConfig, total_steps: int, device: torch.device) -> None:
         self.config, self.total_steps = config, total_steps
         self.lr = torch.tensor(config.lr, dtype=torch.float32, device=device)
+        self.eased = torch.ones((), dtype=torch.float64, device=device)
 
     def set_for(self, applied: Tensor) -> Tensor:
         """Set ``lr`` for the update after ``applied`` ones (integer scalar on the device), and answer it."""
+        rate = self.config.lr * self.eased
         if self.config.schedule == "polynomial":
             remaining = (1 - applied.double() / self.total_steps).clamp_min(0)
-            self.lr.copy_(self.config.lr * remaining.pow(self.config.power).clamp_min(self.config.floor))
+            rate = rate * remaining.pow(self.config.power).clamp_min(self.config.floor)
+        self.lr.copy_(rate)
         return self.lr
 
 

@@ -5,15 +5,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.events import Finding, Rollback, StepSkipped
+from shared.events import Change, Finding, Incident, Rollback, StepSkipped
 from trainer.files import replace_file
 
 
 class RunRecord(BaseModel):
-    """Attempts, skips, rollbacks and findings of one run, and the commands it has seen.
+    """Attempts, skips, rollbacks, findings and incidents of one run, and the commands it has seen.
 
     A rollback restores the state of an earlier step; this is what must not be restored: budgets would start
-    anew, and a command would be carried out twice.
+    anew, a command would be carried out twice, and a bad sample come again. ``transients`` are POSIX seconds.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
@@ -25,6 +25,11 @@ class RunRecord(BaseModel):
     skips: list[StepSkipped] = Field(default_factory=list)
     commands_seen: list[str] = Field(default_factory=list)
     ladder: dict[str, Any] = Field(default_factory=dict)
+    factors: dict[str, Any] = Field(default_factory=dict)
+    quarantined: list[str] = Field(default_factory=list)
+    changes: list[Change] = Field(default_factory=list)
+    incidents: list[Incident] = Field(default_factory=list)
+    transients: list[float] = Field(default_factory=list)
     status: str = "running"
 
     @classmethod

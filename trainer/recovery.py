@@ -3,15 +3,17 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
+from torch import Tensor
 
-from shared.events import CheckpointChanged, CheckpointState, Finding, Rollback, Severity
+from shared.events import Change, CheckpointChanged, CheckpointState, Finding, Rollback, Severity
 from trainer.checkpoint import (
+    AS_BEFORE,
     CheckpointRing,
     CheckpointWriter,
     Ladder,
@@ -21,6 +23,7 @@ from trainer.checkpoint import (
     Record,
     RestoreSnapshot,
     RingConfig,
+    Rung,
     SaveResult,
     SnapshotRing,
     Stop,
@@ -28,6 +31,8 @@ from trainer.checkpoint import (
     stage,
 )
 from trainer.errors import RunStopped
+from trainer.factors import Factors, Lowered
+from trainer.incident import IncidentConfig
 from trainer.probe import Probe
 from trainer.reporting import Reporter
 from trainer.section import Section
@@ -50,6 +55,11 @@ class RecoveryConfig(Section):
     )
     ring: RingConfig = RingConfig()
     ladder: LadderConfig = LadderConfig()
+    incidents: IncidentConfig = IncidentConfig()
+    replay: bool = Field(True, description="Replay a refused step once, and find out who is to blame.")
+    returns_over: int = Field(
+        500, ge=5, description="Steps over which a lowered rate or clipping norm comes back, in five stages."
+    )
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
@@ -84,10 +94,12 @@ class Recovery:
         reporter: Reporter,
         *,
         settings: Mapping[str, Any] | None = None,
+        eased: Sequence[Tensor] = (),
     ) -> None:
         self.config, self._state, self._probe, self._reporter = config, state, probe, reporter
         self._settings = dict(settings or {})
         self._changed_settings: list[str] = []
+        self._protect = False
         self._changes: deque[Record] = deque()
         self.ring = CheckpointRing(folder, config.ring, self._changes.append)
         self._writer = CheckpointWriter(self.ring)
@@ -95,7 +107,11 @@ class Recovery:
         self._ladder = Ladder(config.ladder)
         if reporter.record.ladder:
             self._ladder.load_state_dict(reporter.record.ladder)
-        self._kept_at, self._save_due_at = state.step, state.step + config.checkpoint_every
+        clip = [meter.clip_factor for meter in state.meters.values()]
+        lowered = Lowered.model_validate(reporter.record.factors)
+        self._factors = Factors(eased, clip, reporter.change, config.returns_over, lowered)
+        state.loader.quarantine(reporter.record.quarantined)
+        self.kept_at, self._save_due_at = state.step, state.step + config.checkpoint_every
 
     def resume(self) -> str | None:
         """Take over the newest checkpoint that passes every check; its name, or None if there is none at all.
@@ -118,6 +134,7 @@ class Recovery:
     def begin(self) -> None:
         """The first way back: a snapshot of where the attempt starts."""
         self._save_due_at = self._state.step + self.config.checkpoint_every
+        self._follow()
         self._take_snapshot()
         if self._changed_settings:
             message = "resumed with other settings than before: " + "; ".join(self._changed_settings)
@@ -125,7 +142,9 @@ class Recovery:
 
     def is_due(self, step: int) -> bool:
         """Whether a snapshot or a checkpoint should be kept at ``step``. Costs two comparisons."""
-        return step - self._kept_at >= self.config.snapshot_every or self._checkpoint_is_due(step)
+        if self._protect:
+            return True
+        return step - self.kept_at >= self.config.snapshot_every or self._checkpoint_is_due(step)
 
     def keep(self) -> None:
         """Take the snapshot and hand over the checkpoint that are due; nothing unjudged is under way."""
@@ -159,6 +178,45 @@ class Recovery:
             self._stop_or(self._ladder.refused(step))
         else:
             self._ladder.applied()
+        self._follow()
+
+    def unexplained(self, step: int, batch: int) -> Rung | None:
+        """Hear of a refused step that stays bad: where to go back to, or None to go on.
+
+        Raises:
+            RunStopped: the ladder has no rung left.
+        """
+        rung = self._ladder.unexplained(
+            step, batch, snapshots=self._snapshots.steps(), checkpoints=self.ring.steps()
+        )
+        self._stop_or(rung)
+        return rung if isinstance(rung, RestoreSnapshot | LoadCheckpoint) else None
+
+    def earlier_weights(self) -> Mapping[str, Tensor] | None:
+        """The model of the newest snapshot: a state that was scanned before it was kept."""
+        snapshot = self._snapshots.newest()
+        return None if snapshot is None else snapshot.parts["model"]
+
+    def quarantine(self, ids: Sequence[str], reason: str, incident: str | None) -> None:
+        """Leave these samples out for the rest of the run."""
+        record = self._reporter.record
+        fresh = [one for one in ids if one not in record.quarantined]
+        record.quarantined += fresh
+        self._state.loader.quarantine(fresh)
+        for one in fresh:
+            self._change("quarantine", one, reason, incident)
+
+    def ease(self, step: int, reason: str) -> None:
+        """Divergence is predicted: lower the rate for a while and keep the present state. Never goes back."""
+        if not self._factors.is_usual:
+            return
+        self._factors.lower(step, reason, lr=self.config.ladder.lower_lr, clip=1.0, rewarm=0, incident=None)
+        self._remember()
+        self._protect = True
+
+    def reset_moments(self, module: str) -> None:
+        """Forget what the optimizer knows of one module."""
+        self._state.reset_moments(module)
 
     def collect(self) -> None:
         """Report what the writer's thread has done since the last call."""
@@ -169,12 +227,19 @@ class Recovery:
             self._reporter.checkpoint(self._as_event(self._changes.popleft()))
 
     def go_back(
-        self, reason: str, trigger: Trigger, *, command: str | None = None, at_most: int | None = None
-    ) -> None:
+        self,
+        reason: str,
+        trigger: Trigger,
+        *,
+        command: str | None = None,
+        at_most: int | None = None,
+        rung: Rung | None = None,
+        incident: str | None = None,
+    ) -> Rollback:
         """Restore an earlier state and begin a new attempt there.
 
-        A guard's call climbs the ladder. A command goes to the newest good checkpoint, at step ``at_most`` or
-        before.
+        A guard's call climbs the ladder, or to the ``rung`` that it was given. A command goes to the newest
+        good checkpoint, at step ``at_most`` or before.
 
         Raises:
             RunStopped: the ladder has no rung left.
@@ -183,26 +248,33 @@ class Recovery:
         """
         begun, from_step, attempt = time.perf_counter(), self._state.step, self._reporter.record.attempt
         self._writer.drain()
-        arrival = self._climb(from_step) if trigger == "guard" else self._to_checkpoint(at_most)
+        if trigger == "guard":
+            rung = rung or self._next_rung(from_step)
+            arrival = self._climb(from_step, rung)
+        else:
+            arrival = self._to_checkpoint(at_most)
         to_step = self._state.step
         self._snapshots.drop_after(to_step)
         self.ring.invalidate_after(to_step, attempt)
-        self._reporter.rollback(
-            Rollback(
-                step=from_step,
-                from_step=from_step,
-                to_step=to_step,
-                source=arrival.source,
-                checkpoint=arrival.checkpoint,
-                reason=reason,
-                trigger=trigger,
-                command=command,
-                seconds=time.perf_counter() - begun,
-            )
+        rollback = Rollback(
+            step=from_step,
+            from_step=from_step,
+            to_step=to_step,
+            source=arrival.source,
+            checkpoint=arrival.checkpoint,
+            reason=reason,
+            trigger=trigger,
+            command=command,
+            seconds=time.perf_counter() - begun,
         )
+        self._reporter.rollback(rollback)
+        if isinstance(rung, RestoreSnapshot | LoadCheckpoint):
+            self._apply(rung, reason, incident)
+        self._follow()
         # where nothing on disk is left to go back to, the next step makes it
         self._save_due_at = to_step + (self.config.checkpoint_every if self.ring.steps() else 1)
         self._take_snapshot()
+        return rollback
 
     def keep_last(self) -> None:
         """A checkpoint of the state in which the run ends, unless there is one."""
@@ -221,18 +293,54 @@ class Recovery:
         return step >= self._save_due_at
 
     def _take_snapshot(self) -> None:
-        self._kept_at = self._state.step
+        self.kept_at = self._state.step
         self._snapshots.take(
             step=self._state.step,
             attempt=self._reporter.record.attempt,
             parts=self._state.parts(),
             facts=self._state.facts(),
         )
+        if self._protect:
+            self._protect = False
+            self._snapshots.protect(self._state.step, self._state.step + self.config.returns_over)
 
-    def _climb(self, step: int) -> Arrival:
+    def _follow(self) -> None:
+        told = self._factors.lowered
+        self._factors.follow(self._state.step)
+        if self._factors.lowered is not told:
+            self._remember()
+
+    def _remember(self) -> None:
+        self._reporter.record.factors = self._factors.state_dict()
+
+    def _apply(self, rung: RestoreSnapshot | LoadCheckpoint, reason: str, incident: str | None) -> None:
+        """What goes along with a rollback: factors turned down, and data passed over."""
+        easing, step = rung.easing, self._state.step
+        if easing != AS_BEFORE:
+            self._factors.lower(
+                step, reason, lr=easing.lr, clip=easing.clip, rewarm=easing.rewarm, incident=incident
+            )
+            self._remember()
+        first = self._state.iteration
+        if rung.past is not None and rung.past > first:
+            self._state.loader.skip(rung.past - first)
+            self._change("data_window", f"{first}..{rung.past - 1}", reason, incident)
+
+    def _change(
+        self, what: Literal["quarantine", "data_window"], value: str, reason: str, incident: str | None
+    ) -> None:
+        step = self._state.step
+        self._reporter.change(
+            Change(step=step, what=what, value=value, previous="", reason=reason, incident=incident)
+        )
+
+    def _next_rung(self, step: int) -> Rung:
         snapshots, checkpoints = self._snapshots.steps(), self.ring.steps()
         rung = self._ladder.corrupt(step, snapshots=snapshots, checkpoints=checkpoints)
         self._stop_or(rung)
+        return rung
+
+    def _climb(self, step: int, rung: Rung) -> Arrival:
         if isinstance(rung, RestoreSnapshot):
             snapshot = self._snapshots.newest(before_step=rung.step + 1)
             assert snapshot is not None, "the ladder was offered what the ring holds"

@@ -10,10 +10,12 @@ from typing import Literal
 
 from shared.events import (
     AttemptStarted,
+    Change,
     CheckpointChanged,
     CommandUpdate,
     Event,
     Finding,
+    Incident,
     Rollback,
     RunEnded,
     Severity,
@@ -120,6 +122,29 @@ class Reporter:
         self._tell(event)
         self.attempt(event.to_step, "rollback", event.checkpoint)
 
+    def change(self, event: Change) -> None:
+        """Recovery set something aside or turned something down, or undid it."""
+        values = f"{event.previous} -> {event.value}" if event.previous != "" else event.value
+        log.warning("run %s step %d: %s %s (%s)", self.run, event.step, event.what, values, event.reason)
+        self.record.changes.append(event)
+        del self.record.changes[:-_KEPT]
+        self._tell(event)
+
+    def incident(self, event: Incident) -> None:
+        """An incident began, or more is known about it: the last telling counts."""
+        log.warning(
+            "run %s step %d: incident %s (%s, %s) %s",
+            self.run,
+            event.step,
+            event.incident,
+            event.kind,
+            event.outcome,
+            event.action or event.message,
+        )
+        known = [one for one in self.record.incidents if one.incident != event.incident]
+        self.record.incidents = sorted([*known, event], key=_number)[-_KEPT:]
+        self._tell(event)
+
     def checkpoint(self, event: CheckpointChanged) -> None:
         """A checkpoint changed its state."""
         detail = f": {event.failed_check}" if event.failed_check else ""
@@ -150,3 +175,8 @@ class Reporter:
         except OSError as error:  # a full disk must not end the training; the next event tries again
             log.warning("run %s step %d: cannot write its record: %s", self.run, event.step, error)
         self.link.record_event(self.record.attempt, event)
+
+
+def _number(event: Incident) -> int:
+    """Incidents are named ``step-<step>-<number>``."""
+    return int(event.incident.rpartition("-")[2])

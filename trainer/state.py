@@ -1,7 +1,7 @@
 """Everything that must return together when a run goes back, all of it or nothing."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -39,6 +39,12 @@ class Positioned(Protocol):
 
     def next_batch(self) -> Mapping[str, Any]:
         """The batch at the position, which then moves on by one."""
+
+    def skip(self, num_batches: int) -> None:
+        """Move on by this many batches without loading them."""
+
+    def quarantine(self, ids: Iterable[str]) -> None:
+        """Leave these items out from now on."""
 
     def state_dict(self) -> dict[str, Any]:
         """The position, JSON-able."""
@@ -82,6 +88,16 @@ class TrainState:
             guards=self.panel.state_dict(),
             random=_random_facts(),
         ).model_dump()
+
+    def reset_moments(self, module: str) -> None:
+        """Zero the moments of this module's own parameters, as at the first step."""
+        names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
+        for optimizer in self.optimizers.values():
+            for parameter, moments in optimizer.state.items():
+                if names[parameter].rpartition(".")[0] == module:
+                    for key, value in moments.items():
+                        if key != "step":
+                            value.zero_()
 
     def restore(self, parts: Parts, facts: Mapping[str, Any]) -> None:
         """Become the state that ``parts`` and ``facts`` hold.

@@ -157,6 +157,12 @@ class Laboratory:
         }
         return Config(**{**standard, **sections})
 
+    def without_replay(self, folder: str = "run", **changes: Any) -> Config:
+        """A refused step stays refused, as with a fault that a replay repeats."""
+        config = self.config(folder)
+        recovery = config.recovery.model_copy(update={"replay": False, **changes})
+        return config.model_copy(update={"recovery": recovery})
+
     def stage(
         self,
         config: Config,

@@ -56,7 +56,7 @@ def test_the_average_is_the_published_one_also_between_refused_steps(
     if late:
         request.getfixturevalue("late_numbers")
     walk = Walk()
-    loop = lab.run(steps=40, observers=[refuse, walk])
+    loop = lab.run(config=lab.without_replay(), steps=40, observers=[refuse, walk])
     assert loop.reporter.record.skipped_steps == 8
     assert sorted(set(walk.weights) - {0}) == list(range(1, 41))
     for name, seen in (("head.weight", walk.weights), ("inner.1.running_var", walk.statistics)):

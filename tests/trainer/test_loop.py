@@ -44,7 +44,7 @@ def test_two_objectives_are_done_in_turn_on_one_batch(lab: Any) -> None:
 def test_a_nan_gradient_leaves_nothing_behind(
     lab: Any, everything: Any, differences: Any, events: list[Any], model: str
 ) -> None:
-    loop = lab.loop(model=getattr(lab, model), observers=[nan_gradient(12)])
+    loop = lab.loop(config=lab.without_replay(), model=getattr(lab, model), observers=[nan_gradient(12)])
     lab.steps(loop, 12)
     before = everything(loop)
     loop.step()
@@ -75,7 +75,7 @@ def test_a_nan_in_the_batch_leaves_the_running_statistics_clean(
 
 
 def test_a_run_ends_after_exactly_the_updates_it_was_asked_for(lab: Any) -> None:
-    loop = lab.run(steps=30, observers=[nan_gradient(10)])
+    loop = lab.run(config=lab.without_replay(), steps=30, observers=[nan_gradient(10)])
     assert loop.reporter.record.status == "finished"
     assert loop.reporter.record.skipped_steps == 1
     assert (loop.state.step, loop.state.iteration) == (30, 31)
@@ -89,7 +89,7 @@ def test_late_numbers_cost_no_update_and_add_none(lab: Any, refused: tuple[int, 
         if phase == "measure" and loop.state.iteration in refused:
             loop.model.head.weight.grad[0, 0, 0, 0] = torch.nan
 
-    loop = lab.run(steps=30, observers=[nan])
+    loop = lab.run(config=lab.without_replay(), steps=30, observers=[nan])
     assert (loop.state.step, loop.state.iteration) == (30, 30 + len(refused))
     assert loop.state.facts()["applied"] == {"denoiser": 30}
     assert [skip.step for skip in loop.reporter.record.skips] == at
@@ -110,7 +110,8 @@ def test_a_model_is_told_the_number_of_its_update_though_numbers_come_late(lab: 
 
 
 def test_the_second_objective_is_refused_with_the_first(lab: Any, everything: Any, differences: Any) -> None:
-    loop = lab.loop(model=lab.DenoiserWithCritic, observers=[nan_gradient(8)])
+    config = lab.without_replay()
+    loop = lab.loop(config=config, model=lab.DenoiserWithCritic, observers=[nan_gradient(8)])
     lab.steps(loop, 8)
     before = everything(loop)
     loop.step()
@@ -150,7 +151,7 @@ def test_an_objective_is_trained_by_its_own_loss_alone(lab: Any) -> None:
 
 def test_too_many_refused_in_a_row_end_the_run(lab: Any, events: list[Any]) -> None:
     diary = lab.Diary()
-    config = lab.config(recovery=RecoveryConfig(ladder=LadderConfig(max_refused_in_row=9)))
+    config = lab.without_replay(ladder=LadderConfig(max_refused_in_row=9))
     with pytest.raises(RunStopped, match="10 updates refused in a row at step 0"):
         lab.run(config=config, observers=[always_nan, diary])
     assert diary.phases.count("fetch") == 10

@@ -23,6 +23,8 @@ from trainer.checkpoint.record import Record, State, list_records
 from trainer.checkpoint.retention import RingConfig
 from trainer.checkpoint.ring import CheckpointRing, Loaded
 from trainer.checkpoint.rollback import (
+    AS_BEFORE,
+    Easing,
     Ladder,
     LadderConfig,
     LoadCheckpoint,
@@ -36,11 +38,13 @@ from trainer.checkpoint.tensors import HostParts, Parts
 from trainer.checkpoint.writer import CheckpointWriter, SaveResult
 
 __all__ = [
+    "AS_BEFORE",
     "CheckpointError",
     "CheckpointInvalid",
     "CheckpointRing",
     "CheckpointWriteFailed",
     "CheckpointWriter",
+    "Easing",
     "Facts",
     "HostParts",
     "Ladder",

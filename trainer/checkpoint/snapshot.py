@@ -29,6 +29,7 @@ class _Slot:
     step: int = -1
     attempt: int = 0
     is_filled: bool = False
+    keep_until: int = -1
 
 
 def stage(parts: Parts) -> HostParts:
@@ -67,6 +68,12 @@ class SnapshotRing:
         slot.facts, slot.step, slot.attempt = deepcopy(dict(facts)), step, attempt
         slot.is_filled = True
 
+    def protect(self, step: int, until: int) -> None:
+        """Keep the snapshot of ``step`` until one of step ``until``; the other slots go on without it."""
+        for slot in self._slots:
+            if len(self._slots) > 1:
+                slot.keep_until = until if slot.is_filled and slot.step == step else -1
+
     def steps(self) -> tuple[int, ...]:
         """Steps of the snapshots at hand, newest first."""
         return tuple(slot.step for slot in self._newest_first())
@@ -91,7 +98,8 @@ class SnapshotRing:
 
     def _slot_for(self, step: int) -> _Slot:
         same = [slot for slot in self._slots if slot.is_filled and slot.step == step]
-        return same[0] if same else min(self._slots, key=lambda one: one.step if one.is_filled else -1)
+        free = [slot for slot in self._slots if not slot.is_filled or slot.keep_until <= step]
+        return same[0] if same else min(free, key=lambda one: one.step if one.is_filled else -1)
 
     def _newest_first(self) -> list[_Slot]:
         return sorted(

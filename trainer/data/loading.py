@@ -4,7 +4,7 @@ Batch ``n`` depends on the data, the seed, the batch size and ``n``, and on noth
 batches before it, or on a global random state. So the whole position is ``n``, and going back is setting it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import count
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -21,6 +21,9 @@ from trainer.section import Section
 
 Inspect = Callable[[Item], str | None]
 """Answers why an item must not be trained on, or None."""
+
+
+_SET_ASIDE = "it is in quarantine"
 
 
 class LoadingConfig(Section):
@@ -90,6 +93,15 @@ class Loader:
         known = {refusal.id for refusal in self.refused}
         self.refused += [refusal for refusal in loaded.refused if refusal.id not in known]
         return loaded.batch
+
+    def quarantine(self, ids: Iterable[str]) -> None:
+        """Leave these items out from now on; batches are filled from the items that follow, as for a refusal.
+
+        Batch ``n`` then depends on the quarantine too, which is not part of the position: no going back in
+        the data takes it back, and a new process has to be told again.
+        """
+        if self._batches.quarantine(ids):
+            self.close()  # workers have a copy of their own, and batches made with it
 
     def skip(self, num_batches: int) -> None:
         """Move on by this many batches without loading them."""
@@ -162,23 +174,33 @@ class _Batches(Dataset[_Loaded]):
 
     def __init__(self, source: Source, config: LoadingConfig, inspect: Inspect | None) -> None:
         self._source, self._config, self._inspect = source, config, inspect
+        self._quarantined: set[str] = set()
+
+    def quarantine(self, ids: Iterable[str]) -> bool:
+        """Add to those that are passed over; whether any is new."""
+        before = len(self._quarantined)
+        self._quarantined |= set(ids)
+        return len(self._quarantined) > before
 
     def __getitem__(self, number: int) -> _Loaded:
         items: list[Item] = []
         refused: list[Refusal] = []
+        num_passed = 0
         for place in count(number * self._config.batch_size):
             item = self._at(place)
-            reason = self._inspect(item) if self._inspect else None
-            if reason is None:
-                items.append(item)
-            else:
+            is_set_aside = item["id"] in self._quarantined
+            reason = self._inspect(item) if self._inspect and not is_set_aside else None
+            if reason is not None:
                 refused.append(Refusal(item["id"], reason))
+            elif not is_set_aside:
+                items.append(item)
+            num_passed += is_set_aside or reason is not None
             if len(items) == self._config.batch_size:
                 break
-            if len(refused) >= len(self._source):
+            if num_passed >= len(self._source):
                 raise DataError(
-                    f"{len(refused)} items were refused on the way to a batch of {self._config.batch_size}, "
-                    f"the last ({item['id']}) because: {reason}; mend the data or the check"
+                    f"{num_passed} items were refused on the way to a batch of {self._config.batch_size}, "
+                    f"the last ({item['id']}) because: {reason or _SET_ASIDE}; mend the data or the check"
                 )
         return _Loaded(collate(items), refused)
 

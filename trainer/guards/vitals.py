@@ -54,7 +54,7 @@ class Meter:
         waits.
 
     ``applied`` (int64, on the device) counts the updates that were not refused, ``iteration`` all measured
-    steps.
+    steps. ``clip_factor``, a scalar on the device, is multiplied into the norm to clip to.
 
     Raises:
         ValueError: the optimizer has no way to refuse on the device, or ``max_norm`` is not positive.
@@ -85,6 +85,7 @@ class Meter:
         self._whole = torch.ones((), device=device)
         largest = torch.finfo(torch.float32).max
         self._most = torch.tensor([largest, largest, max_norm], device=device)
+        self.clip_factor = torch.ones((), device=device)
         self._measured: tuple[StepLosses, Tensor, Tensor, Tensor] | None = None
         self._outstanding: deque[_Record] = deque()
         prime(optimizer)
@@ -118,7 +119,7 @@ class Meter:
         bad = ~((measured <= ceilings[:2]) & (measured > -torch.inf)).all()
         refused = bad if carried is None else torch.logical_or(bad, carried)
         # fmax ignores NaN, and what a refused step has here is never used
-        torch.fmax(norm / ceilings[2], self._whole, out=self._grad_scale)
+        torch.fmax(norm / (ceilings[2] * self.clip_factor), self._whole, out=self._grad_scale)
         self._found_inf.copy_(refused)
         self._measured = losses, measured, bad, refused
         return refused

@@ -2,10 +2,20 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
-from trainer.checkpoint import Ladder, LadderConfig, LoadCheckpoint, Refuse, RestoreSnapshot, Stop
+from trainer.checkpoint import (
+    AS_BEFORE,
+    Easing,
+    Ladder,
+    LadderConfig,
+    LoadCheckpoint,
+    Refuse,
+    RestoreSnapshot,
+    Stop,
+)
 
 SNAPSHOTS, CHECKPOINTS = (450, 400), (400, 200)
 
@@ -20,25 +30,29 @@ def corrupt(
     return answers[-1]
 
 
+def whither(rung: object) -> object:
+    """A rung without what goes along with it."""
+    return replace(rung, easing=AS_BEFORE) if isinstance(rung, RestoreSnapshot | LoadCheckpoint) else rung
+
+
 @pytest.mark.parametrize(
     ("steps", "rung"),
     [
         ((460,), RestoreSnapshot(450)),
         ((460, 462), RestoreSnapshot(400)),
         ((460, 462, 464), LoadCheckpoint(460)),
-        ((460, 462, 464, 463), LoadCheckpoint(460)),
         ((420, 460, 462), LoadCheckpoint(420)),
     ],
 )
 def test_each_corruption_in_the_window_climbs_one_rung(steps: tuple[int, ...], rung: object) -> None:
-    assert corrupt(Ladder(LadderConfig()), *steps) == rung
+    assert whither(corrupt(Ladder(LadderConfig()), *steps)) == rung
 
 
 def test_corruptions_further_apart_than_the_window_do_not_climb() -> None:
     ladder = Ladder(LadderConfig(window=1000))
     corrupt(ladder, 460)
     assert corrupt(ladder, 1460, snapshots=(1450, 1400)) == RestoreSnapshot(1450)
-    assert corrupt(ladder, 2459, snapshots=(2450, 2400)) == RestoreSnapshot(2400)
+    assert whither(corrupt(ladder, 2459, snapshots=(2450, 2400))) == RestoreSnapshot(2400)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +69,8 @@ def test_corruptions_further_apart_than_the_window_do_not_climb() -> None:
 def test_where_a_rung_has_nothing_to_offer_the_next_best_is_taken(
     steps: tuple[int, ...], snapshots: tuple[int, ...], checkpoints: tuple[int, ...], rung: object
 ) -> None:
-    assert corrupt(Ladder(LadderConfig()), *steps, snapshots=snapshots, checkpoints=checkpoints) == rung
+    answer = corrupt(Ladder(LadderConfig()), *steps, snapshots=snapshots, checkpoints=checkpoints)
+    assert whither(answer) == rung
 
 
 def test_with_nothing_to_go_back_to_it_stops_and_says_so() -> None:
@@ -64,10 +79,57 @@ def test_with_nothing_to_go_back_to_it_stops_and_says_so() -> None:
 
 
 def test_the_rollback_after_the_last_allowed_one_is_a_stop() -> None:
-    ladder = Ladder(LadderConfig(max_rollbacks=8))
+    ladder = Ladder(LadderConfig(max_rollbacks=8, window=2))
     for step in range(460, 468):
         assert not isinstance(corrupt(ladder, step), Stop)
     assert corrupt(ladder, 468) == Stop("corrupt again at step 468 after 8 rollbacks, all that are allowed")
+
+
+def test_a_second_corruption_lowers_the_rate_a_third_the_clip_too_and_a_fourth_stops() -> None:
+    ladder = Ladder(LadderConfig())
+    answers = [corrupt(ladder, step) for step in (460, 462, 464, 466)]
+    easings = [getattr(answer, "easing", None) for answer in answers]
+    assert easings[:3] == [AS_BEFORE, Easing(0.7, 1.0, 50), Easing(0.5, 0.7, 50)]
+    assert answers[3] == Stop(
+        "corrupt again at step 466: 4 times within 1000 steps, and going back has not helped"
+    )
+
+
+def unexplained(ladder: Ladder, *steps: int, snapshots: tuple[int, ...] = SNAPSHOTS) -> list[object]:
+    return [
+        ladder.unexplained(step, step + 5, snapshots=snapshots, checkpoints=CHECKPOINTS) for step in steps
+    ]
+
+
+def test_the_third_unexplained_refusal_goes_back_a_hundred_steps_and_past_the_data() -> None:
+    answers = unexplained(Ladder(LadderConfig()), 520, 540, 560)
+    assert answers[:2] == [Refuse(), Refuse()]
+    assert answers[2] == RestoreSnapshot(400, Easing(0.7), past=520 + 5 + 200)
+    assert unexplained(Ladder(LadderConfig()), 520, 540, 560, snapshots=(510,))[2] == LoadCheckpoint(
+        421, Easing(0.7), past=725
+    )
+
+
+def test_refusals_far_apart_do_not_add_up() -> None:
+    assert set(unexplained(Ladder(LadderConfig()), 500, 600, 700, 800, 900)) == {Refuse()}
+
+
+def test_a_fourth_unexplained_refusal_in_the_window_stops() -> None:
+    ladder = Ladder(LadderConfig())
+    unexplained(ladder, 520, 540, 560)
+    (answer,) = unexplained(ladder, 1559)
+    assert isinstance(answer, Stop)
+    assert "stays bad though the run went back" in answer.reason
+    ladder = Ladder(LadderConfig())
+    unexplained(ladder, 520, 540, 560)
+    assert unexplained(ladder, 1560) == [Refuse()]
+
+
+def test_without_a_way_back_skipping_goes_on() -> None:
+    assert unexplained(Ladder(LadderConfig()), 100, 101, 102, 103)[:2] == [Refuse()] * 2
+    ladder = Ladder(LadderConfig())
+    answers = [ladder.unexplained(step, step, snapshots=(), checkpoints=()) for step in range(9)]
+    assert answers == [Refuse()] * 9
 
 
 def test_the_budget_is_the_runs_and_not_the_windows() -> None:
@@ -102,7 +164,12 @@ def test_its_memory_survives_a_round_trip_through_json_at_any_moment() -> None:
     config = LadderConfig(window=100, max_rollbacks=20, max_refused_in_row=3)
     ladder = twin = Ladder(config)
     for step in range(200, 400, 3):
-        if dice.random() < 0.2:
+        if dice.random() < 0.3:
+            answers = {
+                str(one.unexplained(step, step, snapshots=(190,), checkpoints=(50,)))
+                for one in {ladder, twin}
+            }
+        elif dice.random() < 0.2:
             answers = {
                 str(one.corrupt(step, snapshots=(190, 150), checkpoints=(100,))) for one in {ladder, twin}
             }

@@ -1,0 +1,230 @@
+"""A refused step is replayed; what comes of it depends on who is to blame, and every change is undone."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from shared.events import Change, Finding, Incident, Severity
+from trainer.checkpoint import LadderConfig
+from trainer.drill.faults import corrupt_weights, nan_gradient
+from trainer.errors import RunStopped
+from trainer.guards.culprit import Culprit, Randomness
+from trainer.recovery import RecoveryConfig
+
+
+def without_memory(state: dict[str, Any]) -> dict[str, Any]:
+    """Guards remember when they looked last; all else must be equal to the bit."""
+    return {"parts": state["parts"], "facts": {**state["facts"], "guards": None}}
+
+
+def last_told(events: list[Any]) -> list[Incident]:
+    latest = {event.incident: event for event in events if isinstance(event, Incident)}
+    return list(latest.values())
+
+
+@pytest.mark.parametrize("model", ["Denoiser", "DenoiserWithCritic"])
+def test_a_transient_fault_leaves_the_run_bit_identical_to_its_twin(
+    lab: Any, everything: Any, differences: Any, events: list[Any], model: str
+) -> None:
+    kind = {"steps": 80, "model": getattr(lab, model)}
+    healed = lab.run("healed", observers=[nan_gradient(12)], **kind)
+    (incident,) = last_told(events)
+    twin = lab.run("twin", **kind)
+    assert healed.reporter.record.skipped_steps == 1
+    assert differences(without_memory(everything(healed)), without_memory(everything(twin))) == []
+    assert (incident.kind, incident.outcome, incident.steps_lost) == ("transient", "healed", 0)
+    assert (incident.step, incident.onset_step, incident.guard) == (12, 12, "nonfinite")
+
+
+@pytest.mark.usefixtures("late_numbers")
+def test_a_transient_fault_costs_no_update_though_numbers_come_late(lab: Any) -> None:
+    loop = lab.run(steps=40, observers=[nan_gradient(12)])
+    assert (loop.state.step, loop.state.iteration) == (40, 40)
+    assert loop.state.facts()["applied"] == {"denoiser": 40}
+
+
+def divides(lab: Any) -> Any:
+    class Divides(lab.Denoiser):
+        def training_step(self, batch: Mapping[str, Any], objective: str, step: int) -> Any:
+            brightest = batch["image"].abs().amax(dim=(1, 2, 3), keepdim=True)
+            return super().training_step({**batch, "image": batch["image"] / brightest}, objective, step)
+
+    return Divides
+
+
+def test_a_bad_sample_is_named_and_set_aside(lab: Any, events: list[Any]) -> None:
+    source = lab.Pictures()
+    source._images[7] = 0.0
+    loop = lab.run(steps=60, source=source, model=divides(lab), observers=[lab.Diary()])
+    assert loop.reporter.record.quarantined == ["picture_7"]
+    assert loop.reporter.record.skipped_steps == 1
+    (incident,) = last_told(events)
+    assert (incident.kind, incident.sample_ids, incident.outcome) == ("data", ("picture_7",), "healed")
+    assert incident.module == "encoder"
+    (change,) = [event for event in events if isinstance(event, Change)]
+    assert (change.what, change.value, change.incident) == ("quarantine", "picture_7", incident.incident)
+    assert loop.reporter.record.rollbacks == []
+
+
+def test_a_new_process_remembers_the_quarantine(lab: Any) -> None:
+    source = lab.Pictures()
+    source._images[7] = 0.0
+    lab.run(steps=30, source=source, model=divides(lab))
+    diary = lab.Diary()
+    loop = lab.run(steps=60, source=source, model=divides(lab), observers=[diary])
+    assert loop.reporter.record.skipped_steps == 1
+    assert not any("picture_7" in batch for batch in diary.batches)
+
+
+def test_an_accusation_leaves_no_trace(lab: Any, everything: Any, differences: Any) -> None:
+    loop = lab.loop()
+    lab.steps(loop, 5)
+    batch = {**loop.batch, "image": loop.batch["image"].clone()}
+    batch["image"][[1, 3]] = torch.nan
+    before = everything(loop)
+    culprit = Culprit(loop.state.model, loop.losses_of, Randomness.now(loop.device))
+    accusation = culprit.accuse(batch, loop.recovery.earlier_weights())
+    assert (accusation.kind, accusation.places) == ("data", (1, 3))
+    assert accusation.suspect.module == "encoder"
+    assert accusation.suspect.bad_input
+    assert differences(before, everything(loop)) == []
+    assert all(p.grad is None for p in loop.model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in loop.model.modules())
+
+
+def test_bad_weights_are_told_from_bad_data(lab: Any) -> None:
+    loop = lab.loop()
+    lab.steps(loop, 12)
+    with torch.no_grad():
+        loop.model.inner[0].weight.fill_(torch.inf)
+    culprit = Culprit(loop.state.model, loop.losses_of, Randomness.now(loop.device))
+    accusation = culprit.accuse(loop.batch, loop.recovery.earlier_weights())
+    assert (accusation.kind, accusation.suspect.module) == ("weights", "inner.0")
+
+
+def test_a_backward_that_breaks_names_its_module(lab: Any) -> None:
+    class Cliff(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, x: Any) -> Any:
+            return x.clone()
+
+        @staticmethod
+        def backward(context: Any, grad: Any) -> Any:
+            return grad * torch.nan
+
+    class Edge(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return Cliff.apply(x)
+
+    loop = lab.loop()
+    loop.step()
+    loop.model.inner.append(Edge())
+    suspect = Culprit(loop.model, loop.losses_of, Randomness.now(loop.device)).find(loop.batch)
+    assert (suspect.phase, suspect.module, suspect.kind) == ("backward", "inner.3", "Edge")
+
+
+def test_a_fault_that_every_replay_repeats_goes_back_once_and_then_stops(lab: Any, events: list[Any]) -> None:
+    def strike(phase: Any, loop: Any) -> None:
+        if phase == "measure" and loop.state.step >= 30:
+            loop.model.head.weight.grad[0, 0, 0, 0] = torch.nan
+
+    with pytest.raises(RunStopped, match="stays bad though the run went back"):
+        lab.run(steps=60, observers=[strike])
+    changes = [event for event in events if isinstance(event, Change)]
+    assert {(one.what, one.value) for one in changes if one.what == "lr_factor"} == {("lr_factor", 0.7)}
+    assert [one.value for one in changes if one.what == "data_window"] == ["25..229"]
+    (incident,) = last_told(events)
+    assert incident.outcome == "stopped"
+
+
+def test_a_lowered_rate_comes_back_in_five_told_stages(lab: Any, events: list[Any]) -> None:
+    config = lab.config(recovery=RecoveryConfig(snapshot_every=10, checkpoint_every=25, returns_over=25))
+    loop = lab.loop(config=config, steps=100)
+    lab.steps(loop, 20)
+    lr = loop.last[0].lr
+    loop.recovery.ease(20, "divergence is predicted")
+    loop.recovery.ease(20, "and again, which changes nothing")
+    lab.steps(loop, 22)
+    assert loop.last[0].lr / lr == pytest.approx(0.7, rel=0.05)
+    lab.steps(loop, 60)
+    changes = [(one.value, one.is_undo) for one in events if isinstance(one, Change)]
+    assert [value for value, _ in changes] == pytest.approx([0.7, 0.76, 0.82, 0.88, 0.94, 1.0])
+    assert [undo for _, undo in changes] == [False, True, True, True, True, True]
+    assert loop.reporter.record.rollbacks == []
+    assert float(loop.objectives[0].schedule.eased) == 1.0
+
+
+def test_a_resumed_run_has_the_factors_of_the_one_that_was_killed(
+    lab: Any, everything: Any, differences: Any
+) -> None:
+    def strike_twice(*at: int) -> list[Any]:
+        return [corrupt_weights(step) for step in at]
+
+    kind = {"steps": 90}
+    whole = lab.run("whole", observers=strike_twice(33, 36), **kind)
+    with pytest.raises(lab.Killed):
+        lab.run("killed", observers=[*strike_twice(33, 36), lab.wait_for_disk, lab.kill_at(70)], **kind)
+    resumed = lab.run("killed", seed=None, **kind)
+    assert whole.recovery._factors.lowered.lr == 0.7
+    assert resumed.recovery._factors.lowered == whole.recovery._factors.lowered
+    assert differences(without_memory(everything(whole)), without_memory(everything(resumed))) == []
+
+
+def test_a_prediction_lowers_the_rate_keeps_a_snapshot_and_goes_nowhere(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, events: list[Any]
+) -> None:
+    from trainer.guards.panel import Judgement, Panel
+
+    judge = Panel.judge
+
+    def predict(panel: Panel, view: Any) -> Judgement:
+        told = judge(panel, view)
+        if view.vitals.step != 23:
+            return told
+        words = "divergence in some 20 steps"
+        warning = Finding(
+            step=23,
+            guard="drift",
+            severity=Severity.WARNING,
+            message=words,
+            reading={"predicts": "divergence"},
+        )
+        return Judgement(told.verdict, (*told.findings, warning))
+
+    monkeypatch.setattr(Panel, "judge", predict)
+    loop = lab.run(steps=60)
+    assert loop.reporter.record.rollbacks == []
+    assert [one.value for one in events if isinstance(one, Change)][:1] == [0.7]
+    assert 24 in loop.recovery._snapshots.steps(), "and the other slot went round without it"
+
+
+def test_an_incident_leaves_a_folder_and_folders_are_bounded(lab: Any) -> None:
+    loop = lab.run(steps=80, observers=[nan_gradient(12)])
+    (incident,) = loop.reporter.record.incidents
+    folder = lab.root / "run" / str(incident.evidence)
+    assert {path.name for path in folder.iterdir()} == {
+        *("incident.json", "origin.json", "batch.safetensors", "random.safetensors", "model.safetensors"),
+        *("vitals-before.jsonl", "vitals-after.jsonl"),
+    }
+    assert json.loads((folder / "incident.json").read_text())["outcome"] == "healed"
+    assert len((folder / "vitals-before.jsonl").read_text().splitlines()) == 12
+
+
+def test_three_transient_faults_in_a_day_suspect_the_hardware(lab: Any, events: list[Any]) -> None:
+    lab.run(steps=60, observers=[nan_gradient(12), nan_gradient(25), nan_gradient(40)])
+    told = [event.message for event in events if isinstance(event, Finding) and event.guard == "culprit"]
+    assert len(told) == 1
+    assert "suspect hardware" in told[0]
+
+
+def test_the_shipped_budget_is_that_of_the_table() -> None:
+    config = LadderConfig()
+    assert (config.max_rollbacks, config.max_refused_in_row, config.window, config.cluster) == (
+        8,
+        32,
+        1000,
+        100,
+    )

@@ -1,0 +1,218 @@
+"""What follows a refused step: it is replayed once, and who is to blame decides the rest.
+
+    replay applied        transient: a flipped bit, a race. The run is as if nothing had happened
+    bad again, data       the bad samples are named and set aside; the run goes on
+    bad again, weights    back to an earlier state
+    a spike again         a hard batch; the second time its sample is set aside
+    bad again, unknown    counted by the ladder, like a hard batch: the third within 100 steps goes back
+
+On a GPU the numbers come a step or two late, so there the replay runs with weights that are as much newer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from shared.events import Finding, Severity
+from trainer.guards.base import Verdict, Vitals, verdict_on
+from trainer.guards.culprit import Accusation, Culprit
+from trainer.incident import Evidence, Incidents
+from trainer.recovery import Recovery
+from trainer.reporting import Reporter
+
+if TYPE_CHECKING:
+    from trainer.loop import Loop, Taken
+
+_SUSPECT_DEVICE = 3
+_DAY_S = 86_400.0
+
+
+class Refusals:
+    """Hears how each step was judged, and takes up the refused ones at the step boundary."""
+
+    def __init__(self, recovery: Recovery, reporter: Reporter, incidents: Incidents, *, replay: bool) -> None:
+        self._recovery, self._reporter, self.incidents = recovery, reporter, incidents
+        self._replays = replay
+        self._waiting: deque[tuple[Taken, list[Finding]]] = deque()
+        self._in_spikes = False
+
+    def judged(self, taken: Taken, verdict: Verdict, findings: Sequence[Finding], seconds: float) -> None:
+        """Hear what the guards said of a step, before anything follows from it."""
+        vitals = taken.vitals[0]
+        for finding in findings:
+            if finding.reading.get("predicts") == "divergence":
+                self._recovery.ease(finding.step, finding.message)
+        if verdict >= Verdict.ROLL_BACK:
+            self._alarm(taken, list(findings), Verdict.ROLL_BACK)
+        elif vitals.refused and self._replays and vitals.reason in _REPLAYED:
+            self._waiting.append((taken, list(findings)))
+        elif not vitals.refused:
+            self._in_spikes = self._in_spikes and taken.is_replay
+            if verdict is Verdict.PROCEED:
+                self.incidents.healthy(taken.vitals, seconds)
+
+    def forget(self) -> None:
+        """The run goes back: what waits is of a lost stretch."""
+        self._waiting.clear()
+
+    def take_up(self, loop: Loop) -> None:
+        """Replay what was refused, at a step boundary. Costs a look at an empty list."""
+        while self._waiting:
+            loop.hear_all()
+            if self._waiting:
+                self._again(loop, *self._waiting.popleft())
+
+    def stopped(self, loop: Loop, reason: str) -> None:
+        """Nothing is left to try: the run's open incidents end here, and there is one at least."""
+        last = next((one for one in reversed(self._reporter.record.findings)), None)
+        guard = last.guard if last else "recovery"
+        self.incidents.alarm(loop.state.step, guard, reason)
+        self.incidents.end("stopped")
+
+    def _again(self, loop: Loop, taken: Taken, findings: list[Finding]) -> None:
+        begun, attempt = time.perf_counter(), self._reporter.record.attempt
+        evidence = self._evidence(loop, taken)
+        replayed = loop.replay(taken)
+        if self._reporter.record.attempt != attempt:
+            return
+        if not replayed.vitals[0].refused:
+            name = self._alarm(taken, findings, evidence=evidence, kind="transient")
+            seconds = time.perf_counter() - begun
+            self.incidents.note(name, action="replayed, clean, and applied", seconds=seconds)
+            self._count_transient(loop)
+        elif replayed.vitals[0].reason == "spike":
+            self._hard(loop, taken, findings, evidence)
+        else:
+            self._accuse(loop, taken, findings, evidence, begun)
+
+    def _accuse(
+        self, loop: Loop, taken: Taken, findings: list[Finding], evidence: Evidence, begun: float
+    ) -> None:
+        name = self._alarm(taken, findings, evidence=evidence)
+        culprit = Culprit(loop.state.model, loop.losses_of, taken.random)
+        accused = culprit.accuse(taken.batch, self._recovery.earlier_weights())
+        words = accused.suspect.in_words() if accused.suspect else "the replay with hooks was clean"
+        ids = tuple(taken.sample_ids[place] for place in accused.places if place < len(taken.sample_ids))
+        self._reporter.finding(_as_finding(taken.vitals[0], accused, words, ids))
+        self.incidents.note(
+            name,
+            kind=accused.kind,
+            module=accused.suspect.module if accused.suspect else None,
+            sample_ids=ids,
+            seconds=time.perf_counter() - begun,
+        )
+        if accused.kind == "weights":
+            loop.go_back(f"the weights are at fault: {words}", "guard")
+        elif ids:
+            self._set_aside(loop, ids, f"not finite by itself; {words}", name)
+        else:
+            module = accused.suspect.module if accused.suspect else None
+            self._unexplained(loop, taken, words, module or None)
+
+    def _hard(self, loop: Loop, taken: Taken, findings: list[Finding], evidence: Evidence) -> None:
+        times = sum(one.sample_ids == taken.sample_ids for one in self._reporter.record.skips)
+        if times >= 2 and taken.sample_ids:
+            worst = [str(one.reading["worst_sample"]) for one in findings if "worst_sample" in one.reading]
+            name = self._alarm(taken, findings, evidence=evidence, kind="data")
+            self._set_aside(loop, worst or taken.sample_ids, f"refused {times} times", name)
+        elif not self._in_spikes:  # a row of spikes is one occurrence: it may be a new level of loss
+            self._in_spikes = True
+            self._unexplained(loop, taken, "a spike that its replay repeats", None, findings, evidence)
+
+    def _set_aside(self, loop: Loop, ids: Sequence[str], reason: str, name: str) -> None:
+        self._recovery.quarantine(ids, reason, name)
+        action = f"set aside {', '.join(ids[:3])}{' and more' if len(ids) > 3 else ''}"
+        self.incidents.note(name, sample_ids=ids, action=action, steps_lost=1)
+
+    def _unexplained(
+        self,
+        loop: Loop,
+        taken: Taken,
+        words: str,
+        module: str | None,
+        findings: list[Finding] | None = None,
+        evidence: Evidence | None = None,
+    ) -> None:
+        rung = self._recovery.unexplained(loop.state.step, taken.iteration)
+        if rung is None:
+            return
+        if findings is not None:
+            self._alarm(taken, findings, evidence=evidence)
+        loop.go_back(f"3 refused steps that a replay repeats: {words}", "guard", rung=rung)
+        if module is not None:
+            self._recovery.reset_moments(module)
+
+    def _count_transient(self, loop: Loop) -> None:
+        """Three within a day are no chance: say so, once for each."""
+        now = time.time()
+        recent = [at for at in self._reporter.record.transients if now - at < _DAY_S] + [now]
+        self._reporter.record.transients = recent
+        if len(recent) >= _SUSPECT_DEVICE:
+            message = (
+                f"{len(recent)} faults within 24 h that a replay on {loop.device} did not repeat: suspect "
+                f"hardware; test the memory and the device, and move the run if you can"
+            )
+            self._reporter.finding(
+                Finding(
+                    step=loop.state.step,
+                    guard="culprit",
+                    severity=Severity.WARNING,
+                    message=message,
+                    reading={"transients": float(len(recent)), "device": str(loop.device)},
+                )
+            )
+
+    def _alarm(
+        self,
+        taken: Taken,
+        findings: list[Finding],
+        least: Verdict = Verdict.SKIP_STEP,
+        *,
+        evidence: Evidence | None = None,
+        kind: Any = None,
+    ) -> str:
+        """Open or join the incident of a step, told by its gravest finding."""
+        vitals = taken.vitals[0]
+        gravest = max(findings, key=verdict_on, default=None)
+        message = gravest.message if gravest else f"refused ({vitals.reason})"
+        onset = None
+        if least >= Verdict.ROLL_BACK:
+            first = str(gravest.reading.get("first", "")) if gravest else ""
+            in_state = first.startswith("EMA ") or " optimizer " in first
+            kind = kind or ("state" if in_state else "weights")
+            onset = None if vitals.refused else self._recovery.kept_at
+        return self.incidents.alarm(
+            vitals.step,
+            gravest.guard if gravest else "meter",
+            message,
+            kind=kind or "unknown",
+            onset=onset,
+            evidence=evidence,
+            reading=gravest.reading if gravest else None,
+        )
+
+    def _evidence(self, loop: Loop, taken: Taken) -> Evidence:
+        return Evidence(
+            objective=loop.objectives[0].name,
+            number=loop.number,
+            batch=taken.batch,
+            random=taken.random.tensors(),
+            model=loop.state.model.state_dict(),
+        )
+
+
+_REPLAYED = ("nonfinite_loss", "nonfinite_grad", "spike")
+
+
+def _as_finding(vitals: Vitals, accused: Accusation, words: str, ids: Sequence[str]) -> Finding:
+    named = f"; bad by itself: {', '.join(ids[:3])}" if ids else ""
+    return Finding(
+        step=vitals.step,
+        guard="culprit",
+        severity=Severity.WARNING,
+        message=f"{vitals.objective}: the replay is bad again, {accused.kind} at fault; {words}{named}",
+        reading={"kind": accused.kind, "module": accused.suspect.module if accused.suspect else ""},
+    )
