@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from monitor_service import migrate, watchdog
 from monitor_service.access import Door
-from monitor_service.api import control, ingest, query, series, service
+from monitor_service.api import control, ingest, query, series, service, streams
 from monitor_service.api.access_log import AccessLog
 from monitor_service.api.dependencies import Clock, Monitor
 from monitor_service.api.guard import Guard
@@ -17,6 +17,7 @@ from monitor_service.api.openapi import describe_bodies
 from monitor_service.api.problems import add_problem_handlers
 from monitor_service.bell import Bell
 from monitor_service.metrics import Meters, RunCollector
+from monitor_service.newsroom import Newsroom
 from monitor_service.settings import Settings
 from monitor_service.store import Store, open_engine
 from monitor_service.web import login, pages
@@ -31,7 +32,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
     # The framework's own pages about the API load scripts from the internet.
     app = FastAPI(title="TrainHealth monitor", version="1", lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.state.monitor = monitor
-    for router in (ingest.router, query.router, series.router, control.router):
+    for router in (ingest.router, query.router, series.router, control.router, streams.router):
         app.include_router(router, prefix=API)
     app.include_router(service.router)
     app.include_router(login.router)
@@ -50,7 +51,8 @@ def _build(settings: Settings, clock: Clock) -> Monitor:
     meters.registry.register(RunCollector(store, settings, clock))
     door = Door(store, clock, is_loopback=settings.is_loopback)
     access_log = AccessLog(settings.access_log, clock)
-    return Monitor(settings, clock, store, Bell(), meters, door, access_log)
+    newsroom = Newsroom(store, settings.max_streams)
+    return Monitor(settings, clock, store, Bell(), meters, door, access_log, newsroom)
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ MonitorError
 │   ├── WrongMediaType     neither JSON nor gzipped JSON                    415
 │   ├── MalformedBody      not JSON, or gzip that does not unpack           400
 │   └── InvalidMessage     JSON of the wrong shape, or a value out of range 422
+├── TooManyStreams         as many live streams as may be are open          503
 ├── StoreUnavailable       the database cannot commit now; send again       503
 └── StartRefused           serve does not start
     ├── Unprotected        an address that others reach, and no token
@@ -69,6 +70,16 @@ class TooManyRequests(MonitorError):
             f"more than {per_s:g} requests a second from one client; come again in {retry_after_s} s"
         )
         self.retry_after_s = retry_after_s
+
+
+class TooManyStreams(MonitorError):
+    """No further live stream can be opened now."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"{limit} live streams are open, which is the limit (TRAINHEALTH_MAX_STREAMS), or the monitor "
+            "is about to end; come again, or ask /health from time to time"
+        )
 
 
 class WrongHost(MonitorError):

@@ -8,7 +8,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from monitor_service.bell import Bell
+from monitor_service.api.dependencies import Monitor
 from monitor_service.errors import CertificateUnusable
 from monitor_service.settings import Settings
 
@@ -47,16 +47,17 @@ def run_until_signal(app: FastAPI, listening: socket.socket) -> None:
     )
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.SIG_IGN)  # uvicorn takes them over and raises them again at the end
-    _Server(config, app.state.monitor.bell).run(sockets=[listening])
+    _Server(config, app.state.monitor).run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
-    """Lets held replies go when it is asked to end."""
+    """Lets held replies and live streams go when it is asked to end."""
 
-    def __init__(self, config: uvicorn.Config, bell: Bell) -> None:
+    def __init__(self, config: uvicorn.Config, monitor: Monitor) -> None:
         super().__init__(config)
-        self._bell = bell
+        self._monitor = monitor
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._bell.close()
+        self._monitor.bell.close()
+        self._monitor.newsroom.close()
         super().handle_exit(sig, frame)

@@ -125,6 +125,7 @@ class AccessConfig(BaseModel):
         2_000.0, ge=1, description="Questions of one client in a second; a burst may have as many again."
     )
     rate_limit_ingest_per_s: float = Field(10_000.0, ge=1, description="The same for batches of trainers.")
+    max_streams: int = Field(64, ge=0, description="Live streams that may be open at once; then 503.")
     session_hours: float = Field(12.0, gt=0, le=8760, description="A browser is signed in this long, hours.")
     access_log: str = Field("", description="File for one JSON line a request; - is standard error.")
 

@@ -12,6 +12,7 @@ from monitor_service.access import Door
 from monitor_service.api.access_log import AccessLog
 from monitor_service.bell import Bell
 from monitor_service.metrics import Meters
+from monitor_service.newsroom import Newsroom
 from monitor_service.settings import Settings
 from monitor_service.store import Store
 
@@ -30,6 +31,7 @@ class Monitor:
     meters: Meters
     door: Door
     access_log: AccessLog
+    newsroom: Newsroom
 
 
 def get_monitor(request: Request) -> Monitor:

@@ -25,6 +25,7 @@ from monitor_service.errors import (
     NotFound,
     StoreUnavailable,
     TooManyRequests,
+    TooManyStreams,
     Violation,
     WrongHost,
     WrongMediaType,
@@ -45,6 +46,7 @@ ANSWERS: dict[type[MonitorError], tuple[int, str]] = {
     WrongMediaType: (415, "Media type not supported"),
     MalformedBody: (400, "Malformed body"),
     InvalidMessage: (422, "Invalid message"),
+    TooManyStreams: (503, "Too many streams"),
     StoreUnavailable: (503, "Storage unavailable"),
 }
 """Status and title of each error that a request can meet."""
@@ -90,7 +92,7 @@ def answer_to(error: MonitorError) -> Response:
 
 
 def _headers(error: MonitorError) -> dict[str, str] | None:
-    if isinstance(error, StoreUnavailable):
+    if isinstance(error, (StoreUnavailable, TooManyStreams)):
         return {"Retry-After": RETRY_AFTER_S}
     if isinstance(error, TooManyRequests):
         return {"Retry-After": str(error.retry_after_s)}
