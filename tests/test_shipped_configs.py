@@ -3,9 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from trainer.build import diffusion_of, first_stage_of, probe_batch
 from trainer.config import load
+from trainer.data.radiomaps import RadioMaps
+from trainer.objective import fused_adamw
 from trainer.pipeline import check_shapes
+from trainer.probe import Trainee
 
 CONFIGS = sorted((Path(__file__).parents[1] / "deploy/configs").glob("*.toml"))
 
@@ -27,3 +32,26 @@ def test_the_published_configuration_has_the_published_sizes() -> None:
         0.995,
         50_001,
     )
+
+
+def test_the_small_configuration_takes_two_steps_of_each_stage() -> None:
+    torch.set_num_threads(1)
+    config = load(CONFIGS[0].parent / "small.toml")
+    maps = RadioMaps(config.data, "train")
+    for stage in (first_stage_of(config, maps), diffusion_of(config, maps)):
+        model, settings = stage.model, stage.training.optimizer
+        assert isinstance(model, Trainee)
+        objective = model.objectives[0]
+        parameters = model.parameters_of(objective)
+        before = [parameter.detach().clone() for parameter in parameters]
+        optimizer = fused_adamw(parameters, settings, torch.tensor(settings.lr))
+        optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
+        batch = probe_batch(stage, torch.device("cpu"), size=stage.training.loading.batch_size)
+        for step in range(2):
+            losses = model.training_step(batch, objective, step)
+            losses.total.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            assert bool(losses.total.isfinite())
+        moved = [not torch.equal(*pair) for pair in zip(before, parameters, strict=True)]
+        assert sum(moved) > 0.9 * len(moved)

@@ -77,6 +77,11 @@ class SamplingConfig(Section):
 
     steps: int = Field(5, ge=1, description="Sampling steps; the U-Net runs once more than that.")
     seed: int = Field(0, ge=0, description="Fixes the noise that maps are drawn from.")
+    draws: int = Field(
+        1,
+        ge=1,
+        description="Maps drawn for each condition; their mean is the answer, with less error than one.",
+    )
 
 
 class DiffusionSection(Section):

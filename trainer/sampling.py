@@ -59,7 +59,7 @@ def draw_place(
     cond = condition_for(place.buildings, place.transmitter, config.data)
     trained = trained_diffusion(config)
     with trained.weights(averaged=averaged) as model:
-        drawn = draw(model, cond, sampling.steps, torch.Generator().manual_seed(sampling.seed))
+        drawn = draw(model, cond, sampling, torch.Generator().manual_seed(sampling.seed))
     replace_file(out, _as_png(drawn[0, 0], VARIANTS[config.data.variant].full_scale))
     return {
         "map": str(out),

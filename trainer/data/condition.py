@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.data.antenna import antenna_plane
 from trainer.data.errors import BadFile, DataError
 from trainer.data.gray import SOURCE_SIZE, Gray, area_mean, read_gray
 from trainer.data.radiomaps import RadioMapsConfig
@@ -34,8 +35,8 @@ def condition_for(buildings: Path, transmitter: tuple[int, int], config: RadioMa
     image = _read_mask(buildings)
     _check_place(image, transmitter, buildings)
     step = SOURCE_SIZE // config.image_size
-    antenna = np.zeros((config.image_size, config.image_size), dtype=np.uint8)
-    antenna[transmitter[0] // step, transmitter[1] // step] = 255
+    cell = transmitter[0] // step, transmitter[1] // step
+    antenna = antenna_plane(cell, config.image_size, config.antenna)
     planes = {"buildings": area_mean(image, config.image_size), "antenna": antenna}
     stack = np.stack([planes[channel] for channel in channels]).astype(np.float32)
     return torch.from_numpy(stack / 255 * 2 - 1)[None]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from xxhash import xxh3_128_hexdigest
 
+from trainer.data.antenna import AntennaForm, antenna_plane
 from trainer.data.errors import BadFile
 from trainer.data.gray import SOURCE_SIZE, Gray, area_mean, read_antenna, read_gray
 from trainer.data.items import Item
@@ -40,6 +41,10 @@ class RadioMapsConfig(Section):
     )
     split_rule: SplitRule = Field(
         "disjoint", description="'upstream' repeats its splits, where a test map is trained on too."
+    )
+    antenna: AntennaForm = Field(
+        "pixel",
+        description="The antenna's channel: the published bright pixel, or the logarithm of the distance.",
     )
     augment: bool = Field(True, description="Turn and mirror training maps at random (8 ways).")
 
@@ -121,9 +126,8 @@ class RadioMaps:
         return plane
 
     def _antenna_plane(self, index: int) -> Gray:
-        plane = np.zeros((self.config.image_size, self.config.image_size), dtype=np.uint8)
-        plane[tuple(self._antennas[index])] = 255
-        return plane
+        row, column = self._antennas[index].tolist()
+        return antenna_plane((row, column), self.config.image_size, self.config.antenna)
 
     def _read_plane(self, name: Channel) -> Gray:
         if name == "k2":
@@ -145,7 +149,10 @@ class RadioMaps:
 
     def _fingerprint(self) -> str:
         """Equal for equal items in equal order: names, pixels, scale and channels."""
-        header = repr((self.ids, self.variant, self._gains.shape, self.config.augment, sorted(self._planes)))
+        form = () if self.config.antenna == "pixel" else (self.config.antenna,)
+        header = repr(
+            (self.ids, self.variant, self._gains.shape, self.config.augment, sorted(self._planes), *form)
+        )
         arrays = [self._gains, self._antennas, *(self._planes[name] for name in sorted(self._planes))]
         parts = [xxh3_128_hexdigest(np.ascontiguousarray(array).data) for array in arrays]
         return xxh3_128_hexdigest("/".join([header, *parts]).encode())

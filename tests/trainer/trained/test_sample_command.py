@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from trainer.config import load
+from trainer.data.antenna import AntennaForm
 from trainer.data.condition import condition_for
 from trainer.data.gray import read_antenna
 from trainer.data.radiomaps import EMBEDDED, RadioMaps, RadioMapsConfig
@@ -36,9 +37,10 @@ def sample(run: Any, out: Path, *more: str) -> list[str | Path]:
     return ["sample", run.config, *place, "--out", out, *more]
 
 
+@pytest.mark.parametrize("antenna", ["pixel", "distance"])
 @pytest.mark.parametrize("size", [64, 256])
-def test_a_place_of_the_data_set_has_its_condition(size: int) -> None:
-    config = RadioMapsConfig(image_size=size, num_transmitters=1)
+def test_a_place_of_the_data_set_has_its_condition(size: int, antenna: AntennaForm) -> None:
+    config = RadioMapsConfig(image_size=size, num_transmitters=1, antenna=antenna)
     item = RadioMaps(config, "test")[0]
     assert item["id"] == "0_0"
     assert torch.equal(condition_for(MASK, ANTENNA, config)[0], item["cond"])
@@ -50,8 +52,21 @@ def test_the_map_is_what_the_averaged_model_draws(trained: Any, told: Any, tmp_p
     config = load(trained.config)
     with trained_diffusion(config).weights() as model:
         cond = condition_for(MASK, ANTENNA, config.data)
-        drawn = draw(model, cond, 2, torch.Generator().manual_seed(3))
+        sampling = config.diffusion.sampling.model_copy(update={"steps": 2})
+        drawn = draw(model, cond, sampling, torch.Generator().manual_seed(3))
     np.testing.assert_array_equal(gray(tmp_path / "map.png"), np.rint(drawn[0, 0].numpy() * 255))
+
+
+def test_several_draws_give_their_mean(trained: Any) -> None:
+    config = load(trained.config)
+    one, three = (config.diffusion.sampling.model_copy(update={"draws": draws}) for draws in (1, 3))
+    with trained_diffusion(config).weights() as model:
+        cond = condition_for(MASK, ANTENNA, config.data)
+        noise = torch.Generator().manual_seed(3)
+        each = [draw(model, cond, one, noise) for _ in range(3)]
+        mean = draw(model, cond, three, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(mean, torch.stack(each).mean(0))
+    assert not torch.equal(each[0], each[1])
 
 
 def test_seed_and_weights_make_the_map(trained: Any, told: Any, tmp_path: Path) -> None:
