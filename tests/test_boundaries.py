@@ -24,6 +24,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.data": ("trainer.section",),
     "trainer.ema": ("trainer.guards", "trainer.section"),
     "trainer.objective": ("trainer.guards", "trainer.section"),
+    "trainer.precision": ("trainer.guards",),
     "trainer.files": (),
     "trainer.claim": ("trainer.errors",),
     "trainer.record": ("shared", "trainer.files"),
@@ -42,7 +43,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "trainer.loop": (
         *("shared", "trainer.checkpoint", "trainer.errors", "trainer.guards", "trainer.incident"),
-        *("trainer.objective", "trainer.orders", "trainer.probe"),
+        *("trainer.objective", "trainer.orders", "trainer.precision", "trainer.probe"),
         *("trainer.recovery", "trainer.refusals", "trainer.reporting", "trainer.state"),
     ),
     "monitor_service.settings": (),

@@ -26,6 +26,8 @@ def test_the_published_configuration_has_the_published_sizes() -> None:
     assert (diffusion.model.unet.dim, diffusion.model.unet.swin.depths) == (128, (2, 2, 18, 2))
     assert (diffusion.model.autoencoder.base_channels, diffusion.model.scale_factor) == (128, 0.3)
     assert (diffusion.training.optimizer.lr, diffusion.training.optimizer.power) == (5e-5, 0.96)
+    training = diffusion.training
+    assert (training.loading.batch_size, training.micro_batches, training.precision) == (8 * 66, 8, "fp32")
     assert (diffusion.training.ema.start_after, diffusion.training.ema.every) == (10_000, 10)
     assert (first.training.steps, first.training.ema.decay, first.model.disc_start) == (
         150_000,

@@ -21,10 +21,12 @@ from trainer.ema import Ema
 from trainer.errors import ConfigError
 from trainer.guards.invariants import Invariants
 from trainer.guards.limits import Limits
+from trainer.guards.loss_scale import LossScale
 from trainer.guards.nonfinite import Nonfinite, find_nonfinite_batch
 from trainer.guards.panel import Panel
 from trainer.guards.refusal import running_statistics
 from trainer.guards.spike import Spike
+from trainer.guards.underflow import Underflow
 from trainer.guards.vitals import Meter
 from trainer.incident import Incidents
 from trainer.link.client import Link
@@ -104,7 +106,15 @@ def build_loop(config: Config, stage: Stage, observers: Sequence[Observer] = ())
     objectives = [
         _objective(stage, name, spike.limits, device) for name, spike in zip(names, spikes, strict=True)
     ]
-    panel = Panel([Nonfinite(config.guards.nonfinite), *spikes, Invariants(config.guards.invariants)])
+    guards = config.guards
+    panel = Panel(
+        [
+            Nonfinite(guards.nonfinite),
+            *spikes,
+            Invariants(guards.invariants),
+            Underflow(guards.underflow),
+        ]
+    )
     loader = Loader(stage.source, stage.training.loading, find_nonfinite_batch)
     ema = Ema(stage.model, stage.training.ema)
     state = TrainState(
@@ -131,6 +141,8 @@ def build_loop(config: Config, stage: Stage, observers: Sequence[Observer] = ())
         total_steps=stage.training.steps,
         device=device,
         observers=observers,
+        precision=stage.training.precision,
+        micro_batches=stage.training.micro_batches,
     )
 
 
@@ -154,7 +166,15 @@ def _objective(stage: Stage, name: str, limits: Limits, device: torch.device) ->
     schedule = Schedule(config, stage.training.steps, device)
     optimizer = fused_adamw(parameters, config, schedule.lr)
     statistics = list(running_statistics(stage.model).values())
-    meter = Meter(name, optimizer, parameters, max_norm=config.max_norm, buffers=statistics, limits=limits)
+    meter = Meter(
+        name,
+        optimizer,
+        parameters,
+        max_norm=config.max_norm,
+        buffers=statistics,
+        limits=limits,
+        loss_scale=LossScale(device) if stage.training.precision == "fp16" else None,
+    )
     return Objective(name, optimizer, schedule, meter)
 
 

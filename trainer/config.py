@@ -16,8 +16,10 @@ from trainer.errors import ConfigError
 from trainer.guards.invariants import InvariantsConfig
 from trainer.guards.nonfinite import NonfiniteConfig
 from trainer.guards.spike import SpikeConfig
+from trainer.guards.underflow import UnderflowConfig
 from trainer.link.config import LinkConfig
 from trainer.objective import OptimizerConfig
+from trainer.precision import Precision
 from trainer.radiodiff.diffusion import DiffusionConfig
 from trainer.radiodiff.first_stage import FirstStageConfig
 from trainer.recovery import RecoveryConfig
@@ -52,9 +54,25 @@ class TrainingConfig(Section):
     """How one stage is trained."""
 
     steps: int = Field(50_000, ge=1, description="Applied updates.")
+    micro_batches: int = Field(
+        1, ge=1, description="Equal pieces that a batch is computed in; they share one update, and memory."
+    )
+    precision: Precision = Field(
+        "fp32", description="Of the forward pass: fp32, or bf16 or fp16 (with a loss scale) under autocast."
+    )
     loading: LoadingConfig = LoadingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
+
+    @model_validator(mode="after")
+    def _pieces_are_equal(self) -> Self:
+        size, pieces = self.loading.batch_size, self.micro_batches
+        if size % pieces:
+            raise ValueError(
+                f"loading.batch_size {size} can't be divided into {pieces} equal micro_batches; give a "
+                "batch_size that is a multiple of micro_batches"
+            )
+        return self
 
 
 class GuardsConfig(Section):
@@ -63,6 +81,7 @@ class GuardsConfig(Section):
     spike: SpikeConfig = SpikeConfig()
     nonfinite: NonfiniteConfig = NonfiniteConfig()
     invariants: InvariantsConfig = InvariantsConfig()
+    underflow: UnderflowConfig = UnderflowConfig()
 
 
 class FirstStageSection(Section):

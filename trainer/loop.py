@@ -19,6 +19,7 @@ from trainer.guards.culprit import Randomness
 from trainer.incident import Incidents
 from trainer.objective import Objective
 from trainer.orders import Orders
+from trainer.precision import Precision, combine, computing_in, piece_of
 from trainer.probe import Trainee
 from trainer.recovery import Recovery, Trigger
 from trainer.refusals import Refusals
@@ -29,7 +30,10 @@ log = logging.getLogger(__name__)
 
 
 class Phase(StrEnum):
-    """What the loop does in a step, in this order; FORWARD to UPDATE come once for each objective."""
+    """What the loop does in a step, in this order.
+
+    FORWARD to UPDATE come once for each objective, FORWARD and BACKWARD once for each piece of the batch.
+    """
 
     FETCH = "fetch"
     FORWARD = "forward"
@@ -63,7 +67,9 @@ class Loop:
     """Trains the state's model for ``total_steps`` applied updates.
 
     The device refuses a bad update in the step itself; the host judges the numbers when they arrive, a step
-    or two later on a GPU, at once on a CPU. ``batch``, ``losses`` and ``objective`` are of the step at hand.
+    or two later on a GPU, at once on a CPU. ``batch``, ``losses`` and ``objective`` are of the step at hand;
+    until it is measured, ``losses`` are those of the last piece. With ``micro_batches`` pieces the gradients
+    of a batch are added up in turn, in the memory that one piece takes.
     """
 
     def __init__(
@@ -77,6 +83,8 @@ class Loop:
         total_steps: int,
         device: torch.device,
         observers: Sequence[Observer] = (),
+        precision: Precision = "fp32",
+        micro_batches: int = 1,
     ) -> None:
         assert isinstance(state.model, Trainee)
         self.model, self.objectives, self.state = state.model, objectives, state
@@ -84,6 +92,7 @@ class Loop:
         self.orders = Orders(reporter)
         self.refusals = Refusals(recovery, reporter, incidents, replay=recovery.config.replay)
         self.total_steps, self.device = total_steps, device
+        self.precision, self.micro_batches = precision, micro_batches
         self.observers = list(observers)
         self.objective = objectives[0]
         self.batch: Batch = {}
@@ -145,10 +154,7 @@ class Loop:
         first: Tensor | None = None
         for objective in self.objectives:
             self.objective = objective
-            self._enter(Phase.FORWARD)
-            self.forward()
-            self._enter(Phase.BACKWARD)
-            self.backward()
+            self._add_up_gradients()
             self._enter(Phase.MEASURE)
             refused = self.measure(refused)
             first = refused if first is None else first
@@ -181,7 +187,8 @@ class Loop:
 
     def losses_of(self, batch: Batch) -> StepLosses:
         """The first objective's losses of a batch: what a replay computes."""
-        return self.model.training_step(batch, self.objectives[0].name, self.number)
+        with computing_in(self.precision, self.device):
+            return self.model.training_step(batch, self.objectives[0].name, self.number)
 
     def fetch(self) -> Taken:
         """Take the next batch to the device."""
@@ -199,15 +206,18 @@ class Loop:
         self.state.iteration += 1
         return taken
 
-    def forward(self) -> None:
-        """The losses of the objective; what the pass writes into buffers can be taken back."""
-        self.objective.meter.protect()
-        self.losses = self.model.training_step(self.batch, self.objective.name, self.number)
+    def forward(self, piece: int = 0) -> None:
+        """The losses of one piece of the batch; what the pass writes into buffers can be taken back."""
+        if piece == 0:
+            self.objective.meter.protect()
+        batch = piece_of(self.batch, piece, self.micro_batches)
+        with computing_in(self.precision, self.device):
+            self.losses = self.model.training_step(batch, self.objective.name, self.number)
 
     def backward(self) -> None:
-        """Gradients of the total."""
+        """Add the gradients of the piece's total, weighted by its share of the batch."""
         assert self.losses is not None
-        torch.autograd.backward(self.losses.total)
+        self.objective.backward(self.losses, share=1 / self.micro_batches)
 
     def measure(self, refused: Tensor | None) -> Tensor:
         """Decide on the device whether the update is refused; a refusal carries over to later objectives."""
@@ -280,6 +290,18 @@ class Loop:
             self.go_back(problems[0].message, "guard")
         return not problems
 
+    def _add_up_gradients(self) -> None:
+        """Forward and backward, piece by piece; then ``losses`` are those of the whole batch."""
+        pieces: list[StepLosses] = []
+        for piece in range(self.micro_batches):
+            self._enter(Phase.FORWARD)
+            self.forward(piece)
+            self._enter(Phase.BACKWARD)
+            self.backward()
+            assert self.losses is not None
+            pieces.append(self.losses)
+        self.losses = combine(pieces)
+
     def _enter(self, phase: Phase) -> None:
         for observer in self.observers:
             observer(phase, self)
@@ -325,11 +347,12 @@ class Loop:
         self.refusals.judged(taken, verdict, findings, seconds)
         if verdict >= Verdict.ROLL_BACK:
             self.go_back(max(findings, key=verdict_on).message, "guard")
-        else:
-            # a spike that is no error is a new level of loss, accepted: a row of refusals ends there
-            is_accepted = taken.vitals[0].reason == "spike" and verdict is Verdict.PROCEED
-            counts = any(one.refused for one in taken.vitals) and not is_accepted
-            self.recovery.judged(counts, verdict is Verdict.PROCEED)
+            return
+        # a spike that is no error is a new level of loss, accepted: a row of refusals ends there
+        is_accepted = taken.vitals[0].reason == "spike" and verdict is Verdict.PROCEED
+        at_fault = any(one.is_at_fault for one in taken.vitals)
+        if at_fault or not refused:  # a step that only the loss scale skipped says nothing of the run
+            self.recovery.judged(at_fault and not is_accepted, verdict is Verdict.PROCEED)
 
     def _ask_the_panel(self, taken: Taken) -> tuple[Verdict, list[Finding]]:
         # a state is scanned before it is kept: what a snapshot holds must be worth returning to

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from trainer.guards.base import StepLosses
 from trainer.guards.vitals import Meter
 from trainer.section import Section
 
@@ -59,10 +60,24 @@ class Objective:
     schedule: Schedule
     meter: Meter
 
+    def backward(self, losses: StepLosses, share: float = 1.0) -> None:
+        """Add the gradients of ``share`` of the loss, multiplied by the loss scale if there is one.
+
+        Both seed the backward pass, so that the loss itself can't overflow.
+        """
+        scale, total = self.meter.loss_scale, losses.total
+        if scale is None and share == 1.0:
+            torch.autograd.backward(total)
+            return
+        if total.element_size() < 4:  # a scale of 65536 does not fit into float16
+            total = total.float()
+        seed = torch.full_like(total, share)
+        torch.autograd.backward(total, seed if scale is None else seed * scale.scale)
+
     def update(self) -> None:
         """Apply the measured gradients, unless the meter refused them: the device decides."""
         lr = self.schedule.set_for(self.meter.applied)
-        self.optimizer.step()
+        self.meter.step()
         self.meter.settle(lr)
 
 

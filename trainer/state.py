@@ -1,17 +1,19 @@
 """Everything that must return together when a run goes back, all of it or nothing."""
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainer.checkpoint.checks import match
 from trainer.ema import Ema
+from trainer.guards.loss_scale import LossScale
 from trainer.guards.panel import Panel
 from trainer.guards.vitals import Meter
 from trainer.section import Section
@@ -25,6 +27,7 @@ class Facts(Section):
     step: int
     iteration: int
     applied: dict[str, int]
+    loss_scales: dict[str, list[float]] = Field(default_factory=dict)
     data: dict[str, Any]
     guards: dict[str, Any]
     random: dict[str, Any]
@@ -84,6 +87,7 @@ class TrainState:
             step=self.step,
             iteration=self.iteration,
             applied={name: int(meter.applied) for name, meter in self.meters.items()},
+            loss_scales={name: scale.state_dict() for name, scale in self._loss_scales()},
             data=self.loader.state_dict(),
             guards=self.panel.state_dict(),
             random=_random_facts(),
@@ -126,12 +130,20 @@ class TrainState:
         self.model.zero_grad(set_to_none=True)
         for name, meter in self.meters.items():
             meter.restore(saved.applied[name], saved.iteration)
+        for name, scale in self._loss_scales():
+            if name in saved.loss_scales:  # a run that was float32 until now begins with a new one
+                scale.load_state_dict(saved.loss_scales[name])
         self.step, self.iteration = saved.step, saved.iteration
         random_state.set(self._device)
 
     @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def _loss_scales(self) -> Iterator[tuple[str, LossScale]]:
+        for name, meter in self.meters.items():
+            if meter.loss_scale is not None:
+                yield name, meter.loss_scale
 
     def _restore_memory(self, saved: Facts) -> None:
         position, memory = self.loader.state_dict(), self.panel.state_dict()

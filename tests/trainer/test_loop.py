@@ -214,13 +214,19 @@ class Calls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+KINDS = [("fp32", 1), ("fp32", 2), ("bf16", 1), ("fp16", 2)]
+
+
+@pytest.mark.parametrize(("precision", "pieces"), KINDS)
 @pytest.mark.parametrize("model", ["Denoiser", "DenoiserWithCritic"])
-def test_a_healthy_step_reads_nothing_from_the_device(lab: Any, model: str) -> None:
+def test_a_healthy_step_reads_nothing_from_the_device(
+    lab: Any, model: str, precision: str, pieces: int
+) -> None:
     config = lab.config(
         recovery=RecoveryConfig(snapshot_every=15, checkpoint_every=1_000),
         guards=GuardsConfig(spike=SpikeConfig(warm_up=8)),
     )
-    loop = lab.loop(config=config, model=getattr(lab, model))
+    loop = lab.loop(config=config, model=getattr(lab, model), precision=precision, micro_batches=pieces)
     lab.steps(loop, 15)
     with HostReads() as reads, Calls(reads.seen):
         lab.steps(loop, 29)

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from shared.events import Finding, Severity
 
-Reason = Literal["nonfinite_loss", "nonfinite_grad", "spike"]
+Reason = Literal["nonfinite_loss", "nonfinite_grad", "spike", "overflow"]
 
 
 class StepLosses(Protocol):
@@ -37,7 +37,9 @@ class Vitals:
 
     ``iteration`` counts measured steps, ``step`` the applied updates before this one; ``grad_norm`` is taken
     before clipping and ``clip`` (>= 1) is what the gradient was divided by, 1 on a refused step. A step that
-    is ``refused`` without a ``reason`` went with an earlier objective of the same batch.
+    is ``refused`` without a ``reason`` went with an earlier objective of the same batch; one that is refused
+    for an ``overflow`` was skipped because of its ``loss_scale``, which belongs to float16 and is 1 without
+    one. ``zero_share`` is the share of gradient elements that are exactly 0, where it was measured.
     """
 
     objective: str
@@ -52,6 +54,13 @@ class Vitals:
     reason: Reason | None
     sample_losses: tuple[float, ...] = ()
     times: tuple[float, ...] = ()
+    loss_scale: float = 1.0
+    zero_share: float | None = None
+
+    @property
+    def is_at_fault(self) -> bool:
+        """Whether it was refused for a reason of its own, and not because its loss scale was too high."""
+        return self.reason is not None and self.reason != "overflow"
 
 
 @dataclass

@@ -75,6 +75,8 @@ class Nonfinite:
 
     def _explain(self, view: StepView) -> Finding | None:
         vitals = view.vitals
+        if vitals.reason == "overflow":
+            return None  # the loss scale's business, which the next steps are rid of
         bad = {name: value for name, value in _measured(vitals) if not math.isfinite(value)}
         if vitals.refused and bad:
             return self._tell(view, bad, Severity.ERROR, "the update was refused on the device")

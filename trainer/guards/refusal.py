@@ -23,7 +23,7 @@ def check_refusable(optimizer: Optimizer, objective: str) -> None:
     if not (fused and getattr(optimizer, "_step_supports_amp_scaling", False)):
         raise ValueError(
             f"objective {objective!r}: {kind} is not fused, so a bad step cannot be refused on the device; "
-            f"use AdamW, Adam or SGD with fused=True"
+            f"use AdamW, Adam or SGD with fused=True, or a HostMeter, which decides on the host"
         )
     if isinstance(optimizer, SGD) and any(g["momentum"] and g["dampening"] for g in optimizer.param_groups):
         raise ValueError(

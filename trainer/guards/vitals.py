@@ -3,7 +3,7 @@
     meter.protect()                         # before the forward pass
     losses = model(batch); losses.total.backward()
     refused = meter.measure(losses)         # sets found_inf and grad_scale
-    optimizer.step()                        # writes nothing if refused
+    meter.step()                            # optimizer.step(), which writes nothing if refused
     meter.settle(lr)                        # buffers back, counters on, numbers on their way
     for vitals in meter.arrived(): ...      # those of a step or two ago
 
@@ -22,7 +22,11 @@ from torch.optim import Optimizer
 
 from trainer.guards.base import Reason, StepLosses, Vitals, norms
 from trainer.guards.limits import Limits
+from trainer.guards.loss_scale import LossScale, share_of_zeros
 from trainer.guards.refusal import Shadow, check_refusable, prime
+
+ZEROS_EVERY = 100
+"""Steps between counts of the zeros in the gradients, where there is a loss scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class _Record:
     lr: float | None
     parts: tuple[str, ...]
     samples: int
+    scaled: bool
     numbers: Tensor
     copied: torch.cuda.Event | None
 
@@ -44,14 +49,15 @@ class Meter:
     """Measures and, where needed, refuses the steps of one objective.
 
     Args:
-        objective: its name in vitals and findings. optimizer: fused AdamW, Adam or SGD. Its ``found_inf`` and
-        ``grad_scale`` belong to the meter from now on,
+        objective: its name in vitals and findings. optimizer: fused AdamW, Adam or SGD, or several that step
+        together. Its ``found_inf`` and ``grad_scale`` belong to the meter from now on,
             and ``step`` leaves the clipped gradients in ``grad``. A learning rate may be a tensor.
         parameters: those whose gradient is measured and clipped, all on one device. max_norm: the gradient is
         divided so that its norm is at most this. buffers: what a train-mode forward pass writes
         (``running_statistics``), put back after a refused step. limits: ceilings for this very batch; without
         them only what is not finite is refused. history: steps that the host may run ahead before ``arrived``
-        waits.
+        waits. loss_scale: what the loss was multiplied by before backward; the gradients are divided by it in
+        the update, and it is adapted after it.
 
     ``applied`` (int64, on the device) counts the updates that were not refused, ``iteration`` all measured
     steps. ``clip_factor``, a scalar on the device, is multiplied into the norm to clip to.
@@ -63,15 +69,16 @@ class Meter:
     def __init__(
         self,
         objective: str,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         parameters: Iterable[Tensor],
         *,
         max_norm: float,
         buffers: Sequence[Tensor] = (),
         limits: Limits | None = None,
         history: int = 2,
+        loss_scale: LossScale | None = None,
     ) -> None:
-        check_refusable(optimizer, objective)
+        self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         if not max_norm > 0:
             raise ValueError(f"objective {objective!r}: max_norm is {max_norm}; give a positive norm")
         self.objective, self.history, self.iteration = objective, history, 0
@@ -80,17 +87,19 @@ class Meter:
         self.applied = torch.zeros((), dtype=torch.int64, device=device)
         self._limits = limits if limits is not None else Limits(device)
         self._shadow = Shadow(buffers)
+        self.loss_scale = loss_scale
         self._found_inf = torch.zeros((), device=device)
-        self._grad_scale = torch.ones((), device=device)
+        self._clip = torch.ones((), device=device)
+        self._grad_scale = self._clip if loss_scale is None else torch.ones((), device=device)
         self._whole = torch.ones((), device=device)
         largest = torch.finfo(torch.float32).max
         self._most = torch.tensor([largest, largest, max_norm], device=device)
         self.clip_factor = torch.ones((), device=device)
         self._measured: tuple[StepLosses, Tensor, Tensor, Tensor] | None = None
+        self._scaled: list[Tensor] = []
         self._outstanding: deque[_Record] = deque()
-        prime(optimizer)
-        optimizer.found_inf = self._found_inf  # type: ignore[attr-defined]
-        optimizer.grad_scale = self._grad_scale  # type: ignore[attr-defined]
+        for one in self.optimizers:
+            self._take_over(one)
 
     def protect(self) -> None:
         """Before the forward pass: remember the buffers that it will write."""
@@ -113,16 +122,26 @@ class Meter:
                 f"objective {self.objective!r}: no parameter has a gradient; call backward first"
             )
         norm = torch.linalg.vector_norm(norms(grads))
+        if self.loss_scale is not None:
+            norm = norm / self.loss_scale.scale
+            self._scaled = self._look_at_scale(grads)
         ceilings = torch.minimum(self._limits.ceilings(_times(losses)), self._most)
         measured = torch.stack((losses.total, norm))
         # written as a negated "fits", it is true for NaN as well
         bad = ~((measured <= ceilings[:2]) & (measured > -torch.inf)).all()
         refused = bad if carried is None else torch.logical_or(bad, carried)
         # fmax ignores NaN, and what a refused step has here is never used
-        torch.fmax(norm / (ceilings[2] * self.clip_factor), self._whole, out=self._grad_scale)
+        torch.fmax(norm / (ceilings[2] * self.clip_factor), self._whole, out=self._clip)
+        if self.loss_scale is not None:
+            torch.mul(self._clip, self.loss_scale.scale, out=self._grad_scale)
         self._found_inf.copy_(refused)
         self._measured = losses, measured, bad, refused
         return refused
+
+    def step(self) -> None:
+        """Apply the update, unless it is refused: in place of ``optimizer.step()``."""
+        for optimizer in self.optimizers:
+            optimizer.step()
 
     @torch.no_grad()
     def settle(self, lr: Tensor | float) -> None:
@@ -132,6 +151,8 @@ class Meter:
         self._measured = None
         self._shadow.put_back(refused)
         self._send(losses, measured, bad, lr)
+        if self.loss_scale is not None:
+            self.loss_scale.update(self.loss_scale.is_overflow(*measured), measured[1])
         self.applied.add_(~refused)
         self.iteration += 1
 
@@ -154,11 +175,26 @@ class Meter:
         self.iteration = iteration
         self._outstanding.clear()
 
+    def _take_over(self, optimizer: Optimizer) -> None:
+        """Have the optimizer's kernel read what this meter decides."""
+        check_refusable(optimizer, self.objective)
+        prime(optimizer)
+        optimizer.found_inf = self._found_inf  # type: ignore[attr-defined]
+        optimizer.grad_scale = self._grad_scale  # type: ignore[attr-defined]
+
+    def _look_at_scale(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """The scale as it is in this step and, every so often, the share of zeros; NaN is not measured."""
+        assert self.loss_scale is not None
+        is_due = self.iteration % ZEROS_EVERY == 0
+        zeros = share_of_zeros(grads) if is_due else torch.full_like(self._clip, torch.nan)
+        return [self.loss_scale.scale.clone(), zeros]
+
     def _send(self, losses: StepLosses, measured: Tensor, bad: Tensor, lr: Tensor | float) -> None:
         per_sample, times = losses.per_sample, _times(losses)
-        scalars = [self._grad_scale, bad, self._found_inf, *losses.parts.values()]
+        scalars = [self._clip, bad, self._found_inf, *losses.parts.values()]
         if isinstance(lr, Tensor):
             scalars.append(lr)
+        scalars.extend(self._scaled)
         pieces = [self.applied.reshape(1), measured, torch.stack(scalars)]
         pieces.extend(vector for vector in (per_sample, times) if vector is not None)
         count = sum(len(piece) for piece in pieces)
@@ -169,6 +205,7 @@ class Meter:
                 lr=None if isinstance(lr, Tensor) else lr,
                 parts=tuple(losses.parts),
                 samples=0 if per_sample is None else len(per_sample),
+                scaled=self.loss_scale is not None,
                 numbers=host,
                 copied=copied,
             )
@@ -176,32 +213,39 @@ class Meter:
 
     def _read(self, record: _Record) -> Vitals:
         numbers = iter(record.numbers.numpy().tolist())
-        step, loss, grad_norm, scale, bad, refused = islice(numbers, 6)
+        step, loss, grad_norm, clip, bad, refused = islice(numbers, 6)
+        parts = dict(zip(record.parts, islice(numbers, len(record.parts)), strict=True))
+        lr = next(numbers) if record.lr is None else record.lr
+        scale, zeros = islice(numbers, 2) if record.scaled else (1.0, math.nan)
         return Vitals(
             objective=self.objective,
             iteration=record.iteration,
             step=int(step),
             loss=loss,
             grad_norm=grad_norm,
-            clip=1.0 if refused else scale,
+            clip=1.0 if refused else clip,
             refused=bool(refused),
-            reason=_reason(loss, grad_norm) if bad else None,
-            parts=dict(zip(record.parts, islice(numbers, len(record.parts)), strict=True)),
-            lr=next(numbers) if record.lr is None else record.lr,
+            reason=self._reason(loss, grad_norm, scale) if bad else None,
+            parts=parts,
+            lr=lr,
             sample_losses=tuple(islice(numbers, record.samples)),
             times=tuple(numbers),
+            loss_scale=scale,
+            zero_share=None if math.isnan(zeros) else zeros,
         )
+
+    def _reason(self, loss: float, grad_norm: float, scale: float) -> Reason:
+        if not math.isfinite(loss):
+            return "nonfinite_loss"
+        if math.isfinite(grad_norm):
+            return "spike"
+        is_scaled = self.loss_scale is not None and scale > self.loss_scale.floor
+        return "overflow" if is_scaled else "nonfinite_grad"
 
 
 def _times(losses: StepLosses) -> Tensor | None:
     """The times, if they can be told apart by their losses."""
     return losses.times if losses.per_sample is not None else None
-
-
-def _reason(loss: float, grad_norm: float) -> Reason:
-    if not math.isfinite(loss):
-        return "nonfinite_loss"
-    return "spike" if math.isfinite(grad_norm) else "nonfinite_grad"
 
 
 def _to_host(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.radiodiff.blocks import ChannelLayerNorm
+from trainer.radiodiff.formats import in_float32, widened
 
 HEADS = 4
 HEAD_DIM = 32
@@ -20,13 +21,14 @@ class LinearAttention(nn.Module):
         self.out_norm = ChannelLayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = _heads(self.to_qkv(self.norm(x)))
+        q, k, v = _heads(widened(self.to_qkv(self.norm(x))))
         positions = q.shape[-1]
-        q = q.softmax(dim=-2) * HEAD_DIM**-0.5
-        k = k.softmax(dim=-1)
-        context = k @ (v / positions).transpose(-1, -2)
-        h = (context.transpose(-1, -2) @ q).reshape(x.shape[0], -1, *x.shape[2:])
-        out: Tensor = x + self.out_norm(self.to_out(h))
+        with in_float32(x):  # divided by the positions, the values are too small for float16
+            q = q.softmax(dim=-2) * HEAD_DIM**-0.5
+            k = k.softmax(dim=-1)
+            context = k @ (v / positions).transpose(-1, -2)
+            h = (context.transpose(-1, -2) @ q).reshape(x.shape[0], -1, *x.shape[2:])
+            out: Tensor = x + self.out_norm(self.to_out(h))
         return out
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from trainer.radiodiff.formats import in_float32, widened
 from trainer.section import Section
 
 
@@ -222,7 +223,9 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        h = F.silu(self.norm_out(h))
+        with in_float32(h):  # the result is a map, and what the adversarial weight is measured by
+            out: Tensor = self.conv_out(widened(h))
         return out
 
 
@@ -244,7 +247,7 @@ class Autoencoder(nn.Module):
             ValueError: another number of channels, or a side that is no multiple of the down ratio.
         """
         self._check(image)
-        return Posterior.from_moments(self.quant_conv(self.encoder(image)))
+        return Posterior.from_moments(widened(self.quant_conv(self.encoder(image))))
 
     def decode(self, z: Tensor) -> Tensor:
         """Map of a latent, (B, embed_dim, h, w), in about [-1, 1]."""

@@ -15,8 +15,10 @@ class ChannelLayerNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
-        return (x - mean) * (variance + epsilon_for(x)).rsqrt() * self.gain
+        wide = x.to(torch.promote_types(x.dtype, self.gain.dtype))  # under autocast x is shorter
+        variance, mean = torch.var_mean(wide, dim=1, correction=0, keepdim=True)
+        normed = (wide - mean) * (variance + epsilon_for(self.gain)).rsqrt() * self.gain
+        return normed.to(x.dtype)
 
 
 class StandardizedConv2d(nn.Conv2d):
@@ -27,7 +29,7 @@ class StandardizedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
-        weight = (self.weight - mean) * (variance + epsilon_for(x)).rsqrt()
+        weight = (self.weight - mean) * (variance + epsilon_for(self.weight)).rsqrt()
         return F.conv2d(x, weight, self.bias, padding=1)
 
 
@@ -104,6 +106,10 @@ class FrequencyFilter(nn.Module):
         return filtered.to(x.dtype)
 
 
-def epsilon_for(x: Tensor) -> float:
-    """What keeps a variance from 0: 1e-5 for float32 input, else 1e-3, as in the published model."""
-    return 1e-5 if x.dtype == torch.float32 else 1e-3
+def epsilon_for(parameter: Tensor) -> float:
+    """What keeps a variance from 0: 1e-5 for float32, else 1e-3, as in the published model.
+
+    Of the parameter and not of the input: autocast, which leaves weights in float32, must not turn a model
+    into another one.
+    """
+    return 1e-5 if parameter.dtype == torch.float32 else 1e-3

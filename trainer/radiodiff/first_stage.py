@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trainer.radiodiff.autoencoder import Autoencoder, AutoencoderConfig, Posterior
 from trainer.radiodiff.discriminator import AdversarialLoss, PatchDiscriminator, discriminator_loss
+from trainer.radiodiff.formats import in_float32
 from trainer.radiodiff.losses import Losses
 from trainer.radiodiff.perceptual import Lpips
 from trainer.section import Section
@@ -90,7 +91,7 @@ class FirstStage(nn.Module):
         nll = (error / self.logvar.exp() + self.logvar).sum(dim=(1, 2, 3))
         kl = posterior.kl()
         with _frozen(self.discriminator):
-            adversarial = -self.discriminator(reconstruction).mean()
+            adversarial = -self._logits(reconstruction).mean()
         weight = self._adversarial_weight(nll.mean(), adversarial, step)
         per_sample = nll + self.config.kl_weight * kl
         return Losses(
@@ -107,7 +108,7 @@ class FirstStage(nn.Module):
     def _discriminator_loss(self, image: Tensor, step: int, noise: Tensor | None) -> Losses:
         with torch.no_grad():
             reconstruction, _ = self.reconstruct(image, noise)
-        real, fake = self.discriminator(image), self.discriminator(reconstruction)
+        real, fake = self._logits(image), self._logits(reconstruction)
         loss = discriminator_loss(real, fake, self.config.disc_loss)
         return Losses(
             total=loss if self._is_adversarial(step) else 0.0 * loss,
@@ -118,13 +119,20 @@ class FirstStage(nn.Module):
             },
         )
 
+    def _logits(self, image: Tensor) -> Tensor:
+        """What the discriminator says, in float32: its gradient is measured before any loss scale."""
+        with in_float32(image):
+            logits: Tensor = self.discriminator(image)
+        return logits
+
     def _reconstruction_error(self, image: Tensor, reconstruction: Tensor) -> Tensor:
         """Absolute plus squared error of each pixel, and the perceptual distance on every one of them."""
         difference = image - reconstruction
         error = difference.abs() + difference.square()
         if self.perceptual is None:
             return error
-        distance: Tensor = self.perceptual(image, reconstruction)
+        with in_float32(image):
+            distance: Tensor = self.perceptual(image, reconstruction)
         return error + self.config.perceptual_weight * distance
 
     def _adversarial_weight(self, nll: Tensor, adversarial: Tensor, step: int) -> Tensor:

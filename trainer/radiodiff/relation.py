@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.radiodiff.formats import in_float32, widened
+
 HEADS = 8
 Window = tuple[int, int]
 
@@ -68,9 +70,11 @@ class WindowCrossAttention(nn.Module):
     def _attend(self, cond: Tensor, feature: Tensor) -> Tensor:
         asked, known = _with_positions(cond), _with_positions(feature)
         q, k, v = (
-            _heads(layer(x)) for layer, x in ((self.query, asked), (self.key, known), (self.value, known))
+            _heads(widened(layer(x)))
+            for layer, x in ((self.query, asked), (self.key, known), (self.value, known))
         )
-        h = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        with in_float32(q):  # logits without a scale outgrow float16 first of all
+            h = F.scaled_dot_product_attention(q, k, v, scale=1.0)
         return h.transpose(-1, -2).reshape(cond.shape)
 
 

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from trainer.radiodiff.blocks import FrequencyFilter, ResnetBlock, TimeEmbedding
+from trainer.radiodiff.formats import widened
 from trainer.radiodiff.levels import DownLevel, Middle, Skips, UpLevel
 from trainer.radiodiff.relation import Window
 from trainer.radiodiff.swin import SwinConfig, SwinEncoder
@@ -170,7 +171,7 @@ class Unet(nn.Module):
         h = self.middle(h, time)
         drift = self.drift_decoder(h, stem, conds, skips, time)
         noise = self.noise_decoder(h, stem, conds, skips, time)
-        return _scale_outputs(x, t[:, None, None, None], drift, noise)
+        return _scale_outputs(x, t[:, None, None, None], widened(drift), widened(noise))
 
     def idle_parameters(self) -> list[nn.Parameter]:
         """What is kept for the checkpoints' sake, takes no part in ``forward``, and never gets a gradient."""

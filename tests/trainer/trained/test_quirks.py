@@ -29,7 +29,7 @@ def test_every_quirk_has_a_row_and_every_test_in_it_exists() -> None:
 
 
 def test_weights_and_moments_are_float32(trained: Any) -> None:
-    """Upstream's ``amp`` is float16 without a loss scale; there is no such switch here."""
+    """Upstream's ``amp`` is float16 without a loss scale; here weights are float32 at any precision."""
     parts = trained.newest()[1].parts
     kinds = {tensor.dtype for part in ("model", "ema", "optimizer") for tensor in parts[part].values()}
     assert kinds == {torch.float32, torch.int64}
