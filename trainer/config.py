@@ -24,6 +24,7 @@ from trainer.radiodiff.diffusion import DiffusionConfig
 from trainer.radiodiff.first_stage import FirstStageConfig
 from trainer.recovery import RecoveryConfig
 from trainer.section import Section
+from trainer.watchdog import WatchdogConfig
 
 
 class RunConfig(Section):
@@ -120,6 +121,7 @@ class Config(Section):
     diffusion: DiffusionSection = DiffusionSection()
     guards: GuardsConfig = GuardsConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     link: LinkConfig = LinkConfig()
 
     @model_validator(mode="before")

@@ -25,6 +25,7 @@ from trainer.recovery import Recovery, Trigger
 from trainer.refusals import Refusals
 from trainer.reporting import Reporter
 from trainer.state import TrainState
+from trainer.watchdog import Hung
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class Loop:
         self.begin()
         try:
             while not self._is_over():
-                self.step()
+                self._step_or_go_back()
             self.settle()
             self.recovery.keep_last()
             self.refusals.incidents.end("healed")
@@ -189,6 +190,13 @@ class Loop:
         """The first objective's losses of a batch: what a replay computes."""
         with computing_in(self.precision, self.device):
             return self.model.training_step(batch, self.objectives[0].name, self.number)
+
+    def _step_or_go_back(self) -> None:
+        try:
+            self.step()
+        except Hung as hung:  # wherever it stood: all that a step changes comes back
+            self.state.loader.close()
+            self.go_back(str(hung), "guard")
 
     def fetch(self) -> Taken:
         """Take the next batch to the device."""

@@ -2,11 +2,12 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 
-from shared.events import RunEnded
+from shared.events import Finding, RunEnded, Severity
 from trainer.build import Stage, build_loop, diffusion_of, first_stage_of, has_checkpoints, probe_batch
 from trainer.checkpoint import NoValidCheckpoint
 from trainer.claim import claimed
@@ -20,6 +21,7 @@ from trainer.radiodiff.diffusion import LatentDiffusion
 from trainer.radiodiff.first_stage import FirstStage
 from trainer.radiodiff.unet import Unet
 from trainer.summary import Summary
+from trainer.watchdog import Hang, Watchdog, end_process
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +160,8 @@ def run_stage(config: Config, stage: Stage, observers: Sequence[Observer] = ()) 
     try:
         checkpoint = _resume(loop, stage)
         reporter.attempt(loop.state.step, "resume" if checkpoint else "start", checkpoint)
-        status = loop.run()
+        with _watched(loop, config):
+            status = loop.run()
     except Exception as error:
         reporter.ended(RunEnded(step=loop.state.step, status="failed", message=str(error)))
         raise
@@ -169,6 +172,37 @@ def run_stage(config: Config, stage: Stage, observers: Sequence[Observer] = ()) 
         where = f"at step {loop.state.step}; the same command goes on from there"
         raise StopRequested(f"run {stage.run} stopped {where}")
     return loop
+
+
+@contextmanager
+def _watched(loop: Loop, config: Config) -> Iterator[None]:
+    """Notice within this block when a phase of the loop does not end; see ``trainer.watchdog``."""
+    reporter = loop.reporter
+
+    def tell(hang: Hang) -> None:
+        numbers = {"phase": hang.phase, "seconds": hang.seconds, "limit_s": hang.limit_s}
+        reporter.finding(
+            Finding(
+                step=loop.state.step,
+                guard="watchdog",
+                severity=Severity.ERROR,
+                message=str(hang),
+                reading={**numbers, "stacks": hang.stacks},
+            )
+        )
+        log.error("where each thread stands:\n%s", hang.stacks)
+
+    def say_goodbye(hang: Hang) -> None:
+        reporter.ended(RunEnded(step=loop.state.step, status="failed", message=f"{hang}; it can't be freed"))
+        reporter.link.close(deadline_s=5)
+
+    watchdog = Watchdog(config.watchdog, tell, end_process(say_goodbye))
+    loop.observers.insert(0, lambda phase, loop: watchdog.enter(phase))
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.stop()
 
 
 def _check_kept(loop: Loop, status: str) -> None:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 from shared.events import (
@@ -44,6 +45,7 @@ class Reporter:
         self.run, self.link, self.record, self._path = run, link, record, path
         self._recent_losses: deque[tuple[int, float]] = deque(maxlen=_RECENT)
         self._num_left_out = 0
+        self._saving = Lock()  # the watchdog tells of a hang while the loop hangs, from a thread of its own
 
     @property
     def recent_loss(self) -> float:
@@ -171,7 +173,8 @@ class Reporter:
 
     def _tell(self, event: Event) -> None:
         try:
-            self.record.save(self._path)
+            with self._saving:
+                self.record.save(self._path)
         except OSError as error:  # a full disk must not end the training; the next event tries again
             log.warning("run %s step %d: cannot write its record: %s", self.run, event.step, error)
         self.link.record_event(self.record.attempt, event)

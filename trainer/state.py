@@ -55,6 +55,9 @@ class Positioned(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to that position; an error, and no move, if it belongs to other data."""
 
+    def close(self) -> None:
+        """Let go of what loads; the next batch starts it anew."""
+
 
 @dataclass
 class TrainState:

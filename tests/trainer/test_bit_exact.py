@@ -1,9 +1,12 @@
 """A run that was interrupted or went back ends with the very bits of one that was not."""
 
+import threading
 from typing import Any
 
 import pytest
 import torch
+
+from trainer.watchdog import WatchdogConfig
 
 MODELS = ["Denoiser", "DenoiserWithCritic"]
 
@@ -63,4 +66,24 @@ def test_a_refused_step_is_part_of_what_is_repeated(lab: Any, everything: Any, d
     resumed = lab.run("killed", steps=40, observers=[nan], seed=None)
     twin = lab.run("twin", steps=40, observers=[nan])
     assert resumed.state.iteration == 42
+    assert differences(everything(resumed), everything(twin)) == []
+
+
+def test_a_step_that_hangs_is_cut_short_and_leaves_no_trace(
+    lab: Any, everything: Any, differences: Any, events: list[Any]
+) -> None:
+    config = lab.config("hung", watchdog=WatchdogConfig(least_s=0.3, first_s=0.3))
+    hung = []
+
+    def hang(phase: Any, loop: Any) -> None:
+        if phase == "update" and loop.state.step == 33 and not hung:
+            hung.append(phase)
+            threading.Event().wait(60)
+
+    resumed = lab.run("hung", steps=40, config=config, observers=[lab.wait_for_disk, hang])
+    told = [event for event in events if getattr(event, "guard", None) == "watchdog"]
+    twin = lab.run("twin", steps=40, observers=[lab.wait_for_disk])
+    assert "update has not ended" in told[0].message
+    assert "in hang" in told[0].reading["stacks"]
+    assert [event.to_step for event in events if event.type == "rollback"] == [25]
     assert differences(everything(resumed), everything(twin)) == []
