@@ -41,10 +41,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("trainer.factors", "trainer.incident"),
         *("trainer.probe", "trainer.reporting", "trainer.state"),
     ),
+    "trainer.watchdog": ("trainer.section",),
     "trainer.loop": (
         *("shared", "trainer.checkpoint", "trainer.errors", "trainer.guards", "trainer.incident"),
         *("trainer.objective", "trainer.orders", "trainer.precision", "trainer.probe"),
-        *("trainer.recovery", "trainer.refusals", "trainer.reporting", "trainer.state"),
+        *("trainer.recovery", "trainer.refusals", "trainer.reporting", "trainer.state", "trainer.watchdog"),
     ),
     "monitor_service.settings": (),
     "monitor_service.tables": (),
