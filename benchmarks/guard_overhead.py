@@ -27,6 +27,7 @@ from trainer.build import Stage, probe_batch
 from trainer.config import Config, load
 from trainer.data.radiomaps import RadioMaps
 from trainer.guards.base import StepView, Watched
+from trainer.guards.drift import Drift
 from trainer.guards.invariants import Invariants
 from trainer.guards.nonfinite import Nonfinite
 from trainer.guards.panel import Panel
@@ -77,7 +78,7 @@ def guarded_step(model: LatentDiffusion) -> Step:
     spike = Spike("diffusion")
     statistics_ = list(running_statistics(model).values())
     meter = Meter("diffusion", optimizer, parameters, max_norm=1.0, buffers=statistics_, limits=spike.limits)
-    panel = Panel([Nonfinite(), spike, Invariants()])
+    panel = Panel([Nonfinite(), spike, Drift(spike.objective), Invariants()])
     watched = Watched(model, {"diffusion": optimizer}, None)
     panel.rebase(watched)
 

@@ -7,6 +7,7 @@ deliver DIR         send what an ended run left in its spool
 evaluate CONFIG     draw a split's maps and score them beside two simple guesses
 sample CONFIG       draw the map of a place of your own
 import MODEL CONFIG make an upstream checkpoint one of ours, to go on from or to draw with
+replay FILE         what the guards say about a log: CSV, trainer_state.json, event file
 export CONFIG FILE  and back, so that you can leave again
 demo                the watched run of `make run`
 """

@@ -19,6 +19,7 @@ from trainer.data.loading import Loader
 from trainer.data.radiomaps import RadioMaps
 from trainer.ema import Ema
 from trainer.errors import ConfigError
+from trainer.guards.drift import Drift
 from trainer.guards.invariants import Invariants
 from trainer.guards.limits import Limits
 from trainer.guards.loss_scale import LossScale
@@ -111,6 +112,7 @@ def build_loop(config: Config, stage: Stage, observers: Sequence[Observer] = ())
         [
             Nonfinite(guards.nonfinite),
             *spikes,
+            *(Drift(name, guards.drift) for name in names),
             Invariants(guards.invariants),
             Underflow(guards.underflow),
         ]

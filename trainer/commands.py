@@ -15,6 +15,7 @@ from trainer.evaluation import evaluate
 from trainer.files import replace_file
 from trainer.importing import export_diffusion, export_first_stage, import_model
 from trainer.pipeline import prepare, set_up_torch
+from trainer.replaying import replay_log
 from trainer.sampling import Place, draw_place
 from trainer.trained import prove, trained_diffusion
 
@@ -124,6 +125,17 @@ def _sample(arguments: argparse.Namespace) -> Answer:
     return facts, words.format(**facts)
 
 
+def _replay_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("log", type=Path, metavar="FILE", help="CSV, trainer_state.json, or an event file")
+    parser.add_argument("--loss", metavar="NAME", help="the column or tag of the loss, if not the usual one")
+
+
+def _replay(arguments: argparse.Namespace) -> Answer:
+    if arguments.log.is_dir():
+        raise ConfigError(f"{arguments.log} is a folder; replay reads a log, so name a file")
+    return replay_log(arguments.log, arguments.loss)
+
+
 def _config_of(arguments: argparse.Namespace, *outputs: Path | None) -> Config:
     """The configuration, once it is sure that what is found can be written: drawing takes its time."""
     for path in outputs:
@@ -139,4 +151,5 @@ COMMANDS: Mapping[str, Command] = {
     "export": Command(_export_arguments, _export),
     "evaluate": Command(_evaluate_arguments, _evaluate),
     "sample": Command(_sample_arguments, _sample),
+    "replay": Command(_replay_arguments, _replay),
 }

@@ -13,6 +13,7 @@ from trainer.data.loading import LoadingConfig
 from trainer.data.radiomaps import RadioMapsConfig
 from trainer.ema import EmaConfig
 from trainer.errors import ConfigError
+from trainer.guards.drift import DriftConfig
 from trainer.guards.invariants import InvariantsConfig
 from trainer.guards.nonfinite import NonfiniteConfig
 from trainer.guards.spike import SpikeConfig
@@ -80,6 +81,7 @@ class GuardsConfig(Section):
     """The guards' own sections."""
 
     spike: SpikeConfig = SpikeConfig()
+    drift: DriftConfig = DriftConfig()
     nonfinite: NonfiniteConfig = NonfiniteConfig()
     invariants: InvariantsConfig = InvariantsConfig()
     underflow: UnderflowConfig = UnderflowConfig()

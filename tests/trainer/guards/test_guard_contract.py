@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from trainer.guards.base import Guard, Verdict
+from trainer.guards.drift import Drift
 from trainer.guards.invariants import Invariants
 from trainer.guards.nonfinite import Nonfinite
 from trainer.guards.panel import Panel
@@ -37,9 +38,18 @@ def wrong_constant(training: Any) -> None:
     training.break_gradients = lambda t: t.parameters[0].grad.view(-1)[0].fill_(math.nan)
 
 
+def vanishing_gradient(training: Any) -> None:
+    """Zero in thirty steps, three points of the curve; all but the last are taken here."""
+    for left in reversed(range(30)):
+        training.break_gradients = lambda t: [p.grad.zero_() for p in t.parameters]
+        if left:
+            assert training.step().findings == ()
+
+
 CASES = {
     "nonfinite": Case(Nonfinite, nan_gradient, Verdict.SKIP_STEP, 1),
     "spike": Case(lambda: Spike("diffusion"), huge_gradient, Verdict.SKIP_STEP, 0),
+    "drift": Case(lambda: Drift("diffusion"), vanishing_gradient, Verdict.PROCEED, 0),
     "invariants": Case(Invariants, wrong_constant, Verdict.ROLL_BACK, 1),
 }
 
