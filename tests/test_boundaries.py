@@ -29,7 +29,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.claim": ("trainer.errors",),
     "trainer.record": ("shared", "trainer.files"),
     "trainer.probe": ("trainer.guards", "trainer.ema"),
-    "trainer.state": ("trainer.guards", "trainer.checkpoint", "trainer.ema", "trainer.section"),
+    "trainer.ranks": ("trainer.errors",),
+    "trainer.averaging": ("trainer.guards", "trainer.ranks"),
+    "trainer.common_ring": ("trainer.checkpoint", "trainer.ranks"),
+    "trainer.state": (
+        *("trainer.guards", "trainer.checkpoint", "trainer.ema", "trainer.ranks", "trainer.section"),
+    ),
     "trainer.reporting": ("shared", "trainer.guards", "trainer.link", "trainer.record"),
     "trainer.factors": ("shared", "trainer.section"),
     "trainer.incident": (
@@ -38,7 +43,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "trainer.recovery": (
         *("shared", "trainer.checkpoint", "trainer.errors", "trainer.section"),
-        *("trainer.factors", "trainer.incident"),
+        *("trainer.common_ring", "trainer.factors", "trainer.incident"),
         *("trainer.probe", "trainer.reporting", "trainer.state"),
     ),
     "trainer.watchdog": ("trainer.section",),

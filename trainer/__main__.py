@@ -36,6 +36,7 @@ from trainer.link.delivery import deliver
 from trainer.link.outbox import SpoolError
 from trainer.loop import Loop, Phase
 from trainer.pipeline import prepare, train
+from trainer.ranks import rank_here
 
 FELL_SHORT = 5
 """Exit code: it ran to its end, but not as it should."""
@@ -60,10 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     config = load(arguments.config)
     stop = _StopOnSignal()
-    with narrated() as progress:
+    with narrated(rank=rank_here()) as progress:
         summary = train(config, lambda stage: [stop, progress])
-    words = f"{summary.run}: {summary.status} at step {summary.steps}"
-    _say(arguments, json.loads(summary.as_json()), words)
+    if summary is not None:
+        words = f"{summary.run}: {summary.status} at step {summary.steps}"
+        _say(arguments, json.loads(summary.as_json()), words)
     return 0
 
 

@@ -12,10 +12,11 @@ from torch import nn
 
 from shared.base import utc_now
 from shared.exchange import RunSpec
+from trainer.averaging import Averaging
 from trainer.checkpoint import list_records
 from trainer.config import Config, TrainingConfig
 from trainer.data.items import collate
-from trainer.data.loading import Loader
+from trainer.data.loading import Loader, Share
 from trainer.data.radiomaps import RadioMaps
 from trainer.ema import Ema
 from trainer.errors import ConfigError
@@ -26,16 +27,19 @@ from trainer.guards.loss_scale import LossScale
 from trainer.guards.nonfinite import Nonfinite, find_nonfinite_batch
 from trainer.guards.panel import Panel
 from trainer.guards.refusal import running_statistics
+from trainer.guards.replicas import Replicas
 from trainer.guards.spike import Spike
 from trainer.guards.underflow import Underflow
 from trainer.guards.vitals import Meter
 from trainer.incident import Incidents
 from trainer.link.client import Link
+from trainer.link.config import LinkConfig
 from trainer.loop import Loop, Observer
 from trainer.objective import Objective, Schedule, fused_adamw
 from trainer.probe import Probe, Trainee
 from trainer.radiodiff.diffusion import LatentDiffusion
 from trainer.radiodiff.first_stage import FirstStage
+from trainer.ranks import Ranks
 from trainer.record import RunRecord
 from trainer.recovery import Recovery
 from trainer.reporting import Reporter
@@ -55,6 +59,9 @@ class Stage:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What of the configuration shapes the result: kept with each checkpoint, compared at a resume."""
 
+
+_STRIDE = 1_000_003
+"""Between the seeds of two ranks: far from those of stages, and of runs that count theirs up."""
 
 CHECKPOINTS = "checkpoints"
 """Where they lie in a stage's folder."""
@@ -92,20 +99,29 @@ def _settings(config: Config, stage: Section) -> dict[str, Any]:
     return {"data": config.data.model_dump(mode="json"), **shaping}
 
 
-def build_loop(config: Config, stage: Stage, observers: Sequence[Observer] = ()) -> Loop:
+def build_loop(
+    config: Config, stage: Stage, observers: Sequence[Observer] = (), ranks: Ranks | None = None
+) -> Loop:
     """A loop that is ready to run; nothing has been started or written but the run's folder.
+
+    All ``ranks`` build theirs together: the same weights, and random states of their own.
 
     Raises:
         DataError: the data can't be used.
         ConfigError: the run's record can't be read.
     """
+    ranks = ranks or Ranks()
     device = torch.device(config.run.device)
     model = stage.model
+    ranks.make_equal(model.state_dict())
+    if not ranks.is_first:
+        _seed(config.run.seed + _STRIDE * ranks.number)
     assert isinstance(model, Trainee), "a stage's model has objectives and training_step"
     names = model.objectives
     spikes = [Spike(name, config.guards.spike, limits=Limits(device)) for name in names]
     objectives = [
-        _objective(stage, name, spike.limits, device) for name, spike in zip(names, spikes, strict=True)
+        _objective(stage, name, spike.limits, device, ranks)
+        for name, spike in zip(names, spikes, strict=True)
     ]
     guards = config.guards
     panel = Panel(
@@ -113,11 +129,13 @@ def build_loop(config: Config, stage: Stage, observers: Sequence[Observer] = ())
             Nonfinite(guards.nonfinite),
             *spikes,
             *(Drift(name, guards.drift) for name in names),
+            Replicas(guards.replicas, ranks.gather if ranks.are_many else None),
             Invariants(guards.invariants),
             Underflow(guards.underflow),
         ]
     )
-    loader = Loader(stage.source, stage.training.loading, find_nonfinite_batch)
+    share = _share(stage.training, ranks)
+    loader = Loader(stage.source, stage.training.loading, find_nonfinite_batch, share)
     ema = Ema(stage.model, stage.training.ema)
     state = TrainState(
         stage.model,
@@ -126,12 +144,14 @@ def build_loop(config: Config, stage: Stage, observers: Sequence[Observer] = ())
         ema,
         loader,
         panel,
+        ranks=ranks,
     )
-    reporter = _reporter(config, stage)
+    reporter = _reporter(config, stage, ranks)
     probe = Probe(stage.model, ema, probe_batch(stage, device))
     folder = stage.folder / CHECKPOINTS
+    settings = {**stage.settings, "ranks": ranks.world}
     eased = [one.schedule.eased for one in objectives]
-    recovery = Recovery(config.recovery, state, probe, folder, reporter, settings=stage.settings, eased=eased)
+    recovery = Recovery(config.recovery, state, probe, folder, reporter, settings=settings, eased=eased)
     origin = {"run": stage.run, "config": config.model_dump(mode="json")}
     incidents = Incidents(config.recovery.incidents, reporter, stage.folder, origin)
     return Loop(
@@ -161,7 +181,17 @@ def _seed(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
-def _objective(stage: Stage, name: str, limits: Limits, device: torch.device) -> Objective:
+def _share(training: TrainingConfig, ranks: Ranks) -> Share:
+    size, pieces = training.loading.batch_size, training.micro_batches
+    if size % (ranks.world * pieces):
+        raise ConfigError(
+            f"loading.batch_size {size} can't be shared evenly by {ranks.world} ranks in {pieces} "
+            f"micro_batches each; make it a multiple of {ranks.world * pieces}"
+        )
+    return Share(ranks.number, ranks.world)
+
+
+def _objective(stage: Stage, name: str, limits: Limits, device: torch.device, ranks: Ranks) -> Objective:
     config = stage.training.optimizer
     assert isinstance(stage.model, Trainee)
     parameters = stage.model.parameters_of(name)
@@ -176,11 +206,12 @@ def _objective(stage: Stage, name: str, limits: Limits, device: torch.device) ->
         buffers=statistics,
         limits=limits,
         loss_scale=LossScale(device) if stage.training.precision == "fp16" else None,
+        reduce=Averaging(ranks, statistics) if ranks.are_many else None,
     )
     return Objective(name, optimizer, schedule, meter)
 
 
-def _reporter(config: Config, stage: Stage) -> Reporter:
+def _reporter(config: Config, stage: Stage, ranks: Ranks) -> Reporter:
     spec = RunSpec(
         project=config.run.project,
         config=config.model_dump(mode="json"),
@@ -188,9 +219,14 @@ def _reporter(config: Config, stage: Stage) -> Reporter:
         checkpoint_interval_steps=config.recovery.checkpoint_every,
         started_at=utc_now(),
     )
-    link = Link(config.link, stage.run, spec, stage.folder / "spool")
+    link = Link(config.link if ranks.is_first else LinkConfig(), stage.run, spec, stage.folder / "spool")
     path = stage.folder / "record.json"
+    record = ranks.of_first(lambda: _record(path))
+    return Reporter(stage.run, link, record, path if ranks.is_first else None)
+
+
+def _record(path: Path) -> RunRecord:
     try:
-        return Reporter(stage.run, link, RunRecord.load(path), path)
+        return RunRecord.load(path)
     except ValueError as error:
         raise ConfigError(str(error)) from error

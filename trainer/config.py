@@ -16,6 +16,7 @@ from trainer.errors import ConfigError
 from trainer.guards.drift import DriftConfig
 from trainer.guards.invariants import InvariantsConfig
 from trainer.guards.nonfinite import NonfiniteConfig
+from trainer.guards.replicas import ReplicasConfig
 from trainer.guards.spike import SpikeConfig
 from trainer.guards.underflow import UnderflowConfig
 from trainer.link.config import LinkConfig
@@ -38,6 +39,10 @@ class RunConfig(Section):
     device: str = Field("cpu", description="A torch device: cpu, cuda, cuda:1.")
     threads: int = Field(
         1, ge=1, description="CPU threads of torch; more than the free cores makes it slower."
+    )
+
+    rank_timeout_s: float = Field(
+        600.0, gt=0, description="How long ranks wait for each other before they call one lost, seconds."
     )
 
     @field_validator("device")
@@ -85,6 +90,7 @@ class GuardsConfig(Section):
     nonfinite: NonfiniteConfig = NonfiniteConfig()
     invariants: InvariantsConfig = InvariantsConfig()
     underflow: UnderflowConfig = UnderflowConfig()
+    replicas: ReplicasConfig = ReplicasConfig()
 
 
 class FirstStageSection(Section):

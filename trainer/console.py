@@ -20,9 +20,17 @@ _EVERY = 50
 
 
 @contextmanager
-def narrated(is_terminal: bool | None = None) -> Iterator[Observer]:
-    """Set up the log for people within this block, and answer an observer that shows how far the loop is."""
-    if _is_terminal(is_terminal):
+def narrated(is_terminal: bool | None = None, *, rank: int = 0) -> Iterator[Observer]:
+    """Set up the log for people within this block, and answer an observer that shows how far the loop is.
+
+    Of several ranks the first tells the story; another one says only what goes wrong with itself.
+    """
+    if rank > 0:
+        _log_to(logging.StreamHandler(sys.stderr), f"%(asctime)s rank {rank}: %(message)s")
+        logging.getLogger().setLevel(logging.ERROR)
+        logging.getLogger("trainer.reporting").disabled = True
+        yield lambda phase, loop: None
+    elif _is_terminal(is_terminal):
         with _bars() as progress:
             yield _Bars(progress)
     else:

@@ -229,12 +229,16 @@ class Incidents:
 
     def _write(self, one: _Open, name: str, content: bytes) -> None:
         """Evidence is worth no training: what the disk refuses is missing, and the log says so."""
+        if not self._reporter.is_heard:
+            return
         try:
             replace_file(self._root / one.incident.incident / name, content)
         except OSError as error:
             log.warning("cannot keep %s of incident %s: %s", name, one.incident.incident, error)
 
     def _let_go(self) -> None:
+        if not self._reporter.is_heard:
+            return
         names = [one.incident for one in self._reporter.record.incidents]
         for name in names[: max(len(names) + 1 - self.config.keep, 0)]:
             shutil.rmtree(self._root / name, ignore_errors=True)

@@ -1,6 +1,7 @@
 """The loop: six named phases a step, each with one job, around any model that has a ``training_step``."""
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from shared.commands import Command
 from shared.events import Finding, RunEnded, StepSkipped
 from trainer.checkpoint import Rung
 from trainer.errors import RunStopped
@@ -64,6 +66,21 @@ class Taken:
     vitals: list[Vitals] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class News:
+    """What one rank alone knows at a step boundary."""
+
+    stop: str | None = None
+    commands: Sequence[Command] = ()
+    left_out: Sequence[tuple[str, str]] = ()
+    save_due_at: int | None = None
+
+    @property
+    def is_any(self) -> bool:
+        """Whether it is worth telling."""
+        return bool(self.stop or self.commands or self.left_out or self.save_due_at)
+
+
 class Loop:
     """Trains the state's model for ``total_steps`` applied updates.
 
@@ -103,6 +120,8 @@ class Loop:
         self._watched = Watched(state.model, state.optimizers, state.ema.tensors)
         self._last_view: StepView | None = None
         self._stop_reason: str | None = None
+        self._wish: str | None = None
+        self._num_left_out = 0
 
     def run(self) -> Literal["finished", "stopped"]:
         """Train to the end, or until somebody asks to stop; the last state is a checkpoint either way.
@@ -139,7 +158,9 @@ class Loop:
 
     def stop(self, reason: str) -> None:
         """End at the next step boundary, with a checkpoint; safe to call from a signal handler."""
-        self._stop_reason = reason
+        self._wish = reason
+        if not self.state.ranks.are_many:
+            self._stop_reason = reason
 
     def step(self) -> None:
         """One batch through the six phases."""
@@ -206,7 +227,8 @@ class Loop:
             key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
             for key, value in batch.items()
         }
-        self.reporter.left_out(self.state.loader.refused, self.number)
+        if not self.state.ranks.are_many:
+            self.reporter.left_out(self._newly_left_out(), self.number)
         seconds = time.perf_counter() - begun
         random = Randomness.now(self.device)
         ids = tuple(batch["ids"])
@@ -247,8 +269,7 @@ class Loop:
         if self.recovery.is_due(self.state.step):
             self.settle()
             self.recovery.keep()
-        self.recovery.collect()
-        self.orders.carry_out(self)
+        self.orders.carry_out(self, self._agree())
 
     def go_back(
         self,
@@ -288,7 +309,8 @@ class Loop:
             RunStopped: see ``Recovery.go_back``.
         """
         self.settle()
-        problems = () if self._last_view is None else self.state.panel.scan(self._last_view)
+        own = () if self._last_view is None else self.state.panel.scan(self._last_view)
+        problems = self._of_all(own)
         for problem in problems:
             self.reporter.finding(problem)
         if problems:
@@ -309,6 +331,39 @@ class Loop:
             assert self.losses is not None
             pieces.append(self.losses)
         self.losses = combine(pieces)
+
+    def _agree(self) -> list[Command]:
+        """Let all ranks know what one of them does, and answer the commands to be carried out."""
+        due = self.recovery.save_due_at
+        self.recovery.collect()
+        own = News(
+            stop=self._wish if self._stop_reason is None else None,
+            commands=self.reporter.link.commands() if self.state.ranks.is_first else [],
+            left_out=self._newly_left_out(),
+            save_due_at=self.recovery.save_due_at if self.recovery.save_due_at != due else None,
+        )
+        everyone = [one for said in self.state.ranks.pool([own] if own.is_any else []) for one in said]
+        self.reporter.left_out([one for news in everyone for one in news.left_out], self.number)
+        for news in everyone:
+            self._stop_reason = self._stop_reason or news.stop
+            self.recovery.save_due_at = news.save_due_at or self.recovery.save_due_at
+        return [command for news in everyone for command in news.commands]
+
+    def _newly_left_out(self) -> Sequence[tuple[str, str]]:
+        refused = self.state.loader.refused
+        new, self._num_left_out = refused[self._num_left_out :], len(refused)
+        return new
+
+    def _of_all(self, own: Sequence[Finding]) -> list[Finding]:
+        """What the guards of all ranks found: what one rank alone sees in its state concerns all of them."""
+        findings: list[Finding] = []
+        for rank, said in enumerate(self.state.ranks.pool(own)):
+            known = {(one.guard, one.message) for one in findings}
+            for one in said:
+                if (one.guard, one.message) not in known:
+                    words = f"rank {rank}: {one.message}" if rank else one.message
+                    findings.append(one.model_copy(update={"message": words}))
+        return findings
 
     def _enter(self, phase: Phase) -> None:
         for observer in self.observers:
@@ -343,7 +398,11 @@ class Loop:
         refused = taken.vitals[0].refused
         if refused and taken.is_replay:
             return  # told already when it was refused first
-        verdict, findings = self._ask_the_panel(taken)
+        if self.state.ranks.are_many and not taken.is_replay and any(map(_is_bad, taken.vitals)):
+            everyone = self.state.ranks.tell_all(taken.sample_ids)
+            taken.sample_ids = tuple(name for ids in everyone for name in ids)
+        findings = self._of_all(self._ask_the_panel(taken))
+        verdict = max(map(verdict_on, findings), default=Verdict.PROCEED)
         for finding in findings:
             self.reporter.finding(finding)
         seconds = time.perf_counter() - taken.begun
@@ -362,20 +421,24 @@ class Loop:
         if at_fault or not refused:  # a step that only the loss scale skipped says nothing of the run
             self.recovery.judged(at_fault and not is_accepted, verdict is Verdict.PROCEED)
 
-    def _ask_the_panel(self, taken: Taken) -> tuple[Verdict, list[Finding]]:
+    def _ask_the_panel(self, taken: Taken) -> list[Finding]:
         # a state is scanned before it is kept: what a snapshot holds must be worth returning to
         alarm = self.recovery.is_due(self.state.step + 1)
-        verdict = Verdict.PROCEED
         findings: list[Finding] = []
         for vitals in taken.vitals:
             view = StepView(vitals, taken.sample_ids, self._watched, alarm=alarm)
             self._last_view = view
             judgement = self.state.panel.judge(view)
-            verdict = max(verdict, judgement.verdict)
             findings.extend(judgement.findings)
-            if verdict >= Verdict.ROLL_BACK:
+            if judgement.verdict >= Verdict.ROLL_BACK:
                 break  # the state is corrupt: the other objectives' scans would only say so again
-        return verdict, findings
+        return findings
+
+
+def _is_bad(vitals: Vitals) -> bool:
+    """Whether somebody will ask which samples it was."""
+    numbers = (vitals.loss, vitals.grad_norm, *vitals.parts.values())
+    return vitals.refused or not all(map(math.isfinite, numbers))
 
 
 def _as_event(taken: Taken) -> StepSkipped:

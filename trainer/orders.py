@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from shared.commands import Command, CommandKind
@@ -27,9 +28,9 @@ class Orders:
         self._reporter = reporter
         self._seen = set(reporter.record.commands_seen)
 
-    def carry_out(self, loop: Loop) -> None:
-        """Do what has arrived since the last step. Costs one look at an empty list."""
-        for command in self._reporter.link.commands():
+    def carry_out(self, loop: Loop, commands: Sequence[Command]) -> None:
+        """Do what has arrived since the last step."""
+        for command in commands:
             if command.id in self._seen:
                 continue
             loop.settle()

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -20,6 +20,7 @@ from trainer.loop import Loop, Observer
 from trainer.radiodiff.diffusion import LatentDiffusion
 from trainer.radiodiff.first_stage import FirstStage
 from trainer.radiodiff.unet import Unet
+from trainer.ranks import Ranks, joined
 from trainer.summary import Summary
 from trainer.watchdog import Hang, Watchdog, end_process
 
@@ -28,27 +29,38 @@ log = logging.getLogger(__name__)
 Observers = Callable[[Stage], Sequence[Observer]]
 
 
-def train(config: Config, observers: Observers = lambda stage: ()) -> Summary:
+def train(config: Config, observers: Observers = lambda stage: ()) -> Summary | None:
     """Train both stages, or go on where the run's folder says it was; answers the summary that is also saved.
 
     ``observers`` answers who watches a stage. Leaves ``summary.json`` and ``maps.png`` in the run's folder.
+    Where torchrun started several ranks they train together; the first alone evaluates and answers.
 
     Raises:
         TrainerError, DataError: see ``trainer.errors``; a bad configuration, or a folder that another process
             trains in, is refused before any training.
     """
+    with joined(config.run.device, config.run.rank_timeout_s) as (ranks, device), ExitStack() as stack:
+        config = config.model_copy(update={"run": config.run.model_copy(update={"device": device})})
+        set_up_torch(config)
+        ranks.of_first(lambda: _claim(config, stack))
+        return _train(config, observers, ranks)
+
+
+def _claim(config: Config, stack: ExitStack) -> None:
     prepare(config)
-    with claimed(config.run.folder / "lock"):
-        return _train(config, observers)
+    stack.enter_context(claimed(config.run.folder / "lock"))
 
 
-def _train(config: Config, observers: Observers) -> Summary:
+def _train(config: Config, observers: Observers, ranks: Ranks) -> Summary | None:
     maps = RadioMaps(config.data, "train")
     held_out = RadioMaps(config.data, "test")
     # each checkpoint of the second stage holds the autoencoder that it works on
-    begun = has_checkpoints(config.run.folder)
-    autoencoder = None if begun else train_first_stage(config, maps, observers)
-    loop, model = train_diffusion(config, maps, autoencoder, observers)
+    begun = ranks.of_first(lambda: has_checkpoints(config.run.folder))
+    autoencoder = None if begun else train_first_stage(config, maps, observers, ranks)
+    loop, model = train_diffusion(config, maps, autoencoder, observers, ranks)
+    kept = loop.recovery.ring.steps()
+    if not ranks.is_first:
+        return None
     with loop.state.ema.in_place_of(model):
         evaluation = evaluate(
             model, maps, held_out, config.diffusion.sampling, config.run.folder / "maps.png"
@@ -57,7 +69,7 @@ def _train(config: Config, observers: Observers) -> Summary:
         log.info("%s", line)
     summary = Summary.of(loop, evaluation)
     summary.save(config.run.folder)
-    _check_kept(loop, "finished")
+    _check_kept(loop, "finished", kept)
     return summary
 
 
@@ -65,14 +77,9 @@ def prepare(config: Config) -> None:
     """Make the run's folder, and set what is global in torch.
 
     Raises:
-        ConfigError: the folder can't be written to, the device is not there, there are other ranks, or the
-            model does not fit the maps.
+        ConfigError: the folder can't be written to, the device is not there, or the model does not fit the
+            maps.
     """
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks > 1:
-        raise ConfigError(
-            f"{ranks} ranks were started, but each would train alone in {config.run.folder}; start one"
-        )
     set_up_torch(config)
     folder = config.run.folder
     try:
@@ -119,17 +126,23 @@ def set_up_torch(config: Config) -> None:
     torch.set_num_threads(config.run.threads)
 
 
-def train_first_stage(config: Config, maps: RadioMaps, observers: Observers) -> Mapping[str, torch.Tensor]:
+def train_first_stage(
+    config: Config, maps: RadioMaps, observers: Observers, ranks: Ranks
+) -> Mapping[str, torch.Tensor]:
     """The averaged weights of the trained autoencoder, by name."""
     stage = first_stage_of(config, maps)
-    loop, model = run_stage(config, stage, observers(stage)), stage.model
+    loop, model = run_stage(config, stage, observers(stage), ranks), stage.model
     assert isinstance(model, FirstStage)
     with loop.state.ema.in_place_of(model):
         return {name: tensor.clone() for name, tensor in model.autoencoder.state_dict().items()}
 
 
 def train_diffusion(
-    config: Config, maps: RadioMaps, autoencoder: Mapping[str, torch.Tensor] | None, observers: Observers
+    config: Config,
+    maps: RadioMaps,
+    autoencoder: Mapping[str, torch.Tensor] | None,
+    observers: Observers,
+    ranks: Ranks,
 ) -> tuple[Loop, LatentDiffusion]:
     """The latent diffusion model, and the loop that trained it.
 
@@ -142,10 +155,12 @@ def train_diffusion(
         model.autoencoder.load_state_dict(autoencoder)
     # the scale of the latents is a constant of the whole run, so it is set before anything guards it
     model.encode(probe_batch(stage, torch.device(config.run.device))["image"], may_set_scale=True)
-    return run_stage(config, stage, observers(stage)), model
+    return run_stage(config, stage, observers(stage), ranks), model
 
 
-def run_stage(config: Config, stage: Stage, observers: Sequence[Observer] = ()) -> Loop:
+def run_stage(
+    config: Config, stage: Stage, observers: Sequence[Observer] = (), ranks: Ranks | None = None
+) -> Loop:
     """Train one stage to its end, from its newest trusted checkpoint if it has one.
 
     Raises:
@@ -154,7 +169,7 @@ def run_stage(config: Config, stage: Stage, observers: Sequence[Observer] = ()) 
         StopRequested: it was asked to end early.
         TrainerError: likewise, and the disk did not take its last checkpoint.
     """
-    loop = build_loop(config, stage, observers)
+    loop = build_loop(config, stage, observers, ranks)
     reporter = loop.reporter
     reporter.link.start()
     try:
@@ -168,7 +183,7 @@ def run_stage(config: Config, stage: Stage, observers: Sequence[Observer] = ()) 
     finally:
         reporter.link.close()
     if status == "stopped":
-        _check_kept(loop, "stopped")
+        _check_kept(loop, "stopped", loop.recovery.ring.steps())
         where = f"at step {loop.state.step}; the same command goes on from there"
         raise StopRequested(f"run {stage.run} stopped {where}")
     return loop
@@ -196,7 +211,8 @@ def _watched(loop: Loop, config: Config) -> Iterator[None]:
         reporter.ended(RunEnded(step=loop.state.step, status="failed", message=f"{hang}; it can't be freed"))
         reporter.link.close(deadline_s=5)
 
-    watchdog = Watchdog(config.watchdog, tell, end_process(say_goodbye))
+    frees = not loop.state.ranks.are_many
+    watchdog = Watchdog(config.watchdog, tell, end_process(say_goodbye), frees=frees)
     loop.observers.insert(0, lambda phase, loop: watchdog.enter(phase))
     watchdog.start()
     try:
@@ -205,9 +221,9 @@ def _watched(loop: Loop, config: Config) -> Iterator[None]:
         watchdog.stop()
 
 
-def _check_kept(loop: Loop, status: str) -> None:
+def _check_kept(loop: Loop, status: str, kept: Sequence[int]) -> None:
     """Raises a ``TrainerError`` if the disk did not take the state in which the run ended."""
-    step, kept = loop.state.step, loop.recovery.ring.steps()
+    step = loop.state.step
     if step not in kept:
         raise TrainerError(
             f"run {loop.reporter.run} {status} at step {step}, but this state could not be kept (see "

@@ -14,8 +14,6 @@ from torch import Tensor
 from shared.events import Change, CheckpointChanged, CheckpointState, Finding, Rollback, Severity
 from trainer.checkpoint import (
     AS_BEFORE,
-    CheckpointRing,
-    CheckpointWriter,
     Ladder,
     LadderConfig,
     LoadCheckpoint,
@@ -30,6 +28,7 @@ from trainer.checkpoint import (
     Stored,
     stage,
 )
+from trainer.common_ring import ring_and_writer
 from trainer.errors import RunStopped
 from trainer.factors import Factors, Lowered
 from trainer.incident import IncidentConfig
@@ -101,8 +100,7 @@ class Recovery:
         self._changed_settings: list[str] = []
         self._protect = False
         self._changes: deque[Record] = deque()
-        self.ring = CheckpointRing(folder, config.ring, self._changes.append)
-        self._writer = CheckpointWriter(self.ring)
+        self.ring, self._writer = ring_and_writer(folder, config.ring, self._changes.append, state.ranks)
         self._snapshots = SnapshotRing()
         self._ladder = Ladder(config.ladder)
         if reporter.record.ladder:
@@ -111,7 +109,7 @@ class Recovery:
         lowered = Lowered.model_validate(reporter.record.factors)
         self._factors = Factors(eased, clip, reporter.change, config.returns_over, lowered)
         state.loader.quarantine(reporter.record.quarantined)
-        self.kept_at, self._save_due_at = state.step, state.step + config.checkpoint_every
+        self.kept_at, self.save_due_at = state.step, state.step + config.checkpoint_every
 
     def resume(self) -> str | None:
         """Take over the newest checkpoint that passes every check; its name, or None if there is none at all.
@@ -133,7 +131,7 @@ class Recovery:
 
     def begin(self) -> None:
         """The first way back: a snapshot of where the attempt starts."""
-        self._save_due_at = self._state.step + self.config.checkpoint_every
+        self.save_due_at = self._state.step + self.config.checkpoint_every
         self._follow()
         self._take_snapshot()
         if self._changed_settings:
@@ -154,7 +152,7 @@ class Recovery:
 
     def save(self) -> None:
         """Hand a checkpoint of this moment to the writer: costs two probes and a copy, not the disk."""
-        self._save_due_at = self._state.step + self.config.checkpoint_every
+        self.save_due_at = self._state.step + self.config.checkpoint_every
         # a restart goes on from here, so the steps up to here must not be lost with this process
         self._reporter.link.hurry()
         losses = self._probe.measure(self._state.step)
@@ -272,7 +270,7 @@ class Recovery:
             self._apply(rung, reason, incident)
         self._follow()
         # where nothing on disk is left to go back to, the next step makes it
-        self._save_due_at = to_step + (self.config.checkpoint_every if self.ring.steps() else 1)
+        self.save_due_at = to_step + (self.config.checkpoint_every if self.ring.steps() else 1)
         self._take_snapshot()
         return rollback
 
@@ -290,7 +288,7 @@ class Recovery:
         self.collect()
 
     def _checkpoint_is_due(self, step: int) -> bool:
-        return step >= self._save_due_at
+        return step >= self.save_due_at
 
     def _take_snapshot(self) -> None:
         self.kept_at = self._state.step
@@ -379,7 +377,7 @@ class Recovery:
 
     def _report_failure(self, result: SaveResult) -> None:
         # tried again after a while, not in each step: staging costs a copy of everything
-        self._save_due_at = self._state.step + min(self.config.snapshot_every, self.config.checkpoint_every)
+        self.save_due_at = self._state.step + min(self.config.snapshot_every, self.config.checkpoint_every)
         self._warn("checkpoint", str(result.error))
 
     def _warn(self, guard: str, message: str) -> None:

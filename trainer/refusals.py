@@ -93,9 +93,11 @@ class Refusals:
     ) -> None:
         name = self._alarm(taken, findings, evidence=evidence)
         culprit = Culprit(loop.state.model, loop.losses_of, taken.random)
-        accused = culprit.accuse(taken.batch, self._recovery.earlier_weights())
+        own = culprit.accuse(taken.batch, self._recovery.earlier_weights())
+        names: Sequence[str] = taken.batch["ids"]
+        places = own.places if len(names) else ()
+        accused, ids = _of_all(loop.state.ranks.tell_all((own, tuple(names[place] for place in places))))
         words = accused.suspect.in_words() if accused.suspect else "the replay with hooks was clean"
-        ids = tuple(taken.sample_ids[place] for place in accused.places if place < len(taken.sample_ids))
         self._reporter.finding(_as_finding(taken.vitals[0], accused, words, ids))
         self.incidents.note(
             name,
@@ -204,6 +206,13 @@ class Refusals:
         )
 
 
+def _of_all(ranks: Sequence[tuple[Accusation, tuple[str, ...]]]) -> tuple[Accusation, tuple[str, ...]]:
+    """The gravest of what each rank says of its part of the batch, and the bad samples of all parts."""
+    gravest = max((accused for accused, _ in ranks), key=lambda one: _GRAVITY.index(one.kind))
+    return gravest, tuple(name for _, ids in ranks for name in ids)
+
+
+_GRAVITY = ("unknown", "data", "weights")
 _REPLAYED = ("nonfinite_loss", "nonfinite_grad", "spike")
 
 

@@ -39,13 +39,21 @@ _RECENT = 50
 
 
 class Reporter:
-    """The one place through which events leave the trainer."""
+    """The one place through which events leave the trainer.
 
-    def __init__(self, run: str, link: Link, record: RunRecord, path: Path) -> None:
+    Without a ``path`` this is a rank that keeps the same record in memory, and tells nobody.
+    """
+
+    def __init__(self, run: str, link: Link, record: RunRecord, path: Path | None) -> None:
         self.run, self.link, self.record, self._path = run, link, record, path
         self._recent_losses: deque[tuple[int, float]] = deque(maxlen=_RECENT)
-        self._num_left_out = 0
+        self._left_out: set[str] = set()
         self._saving = Lock()  # the watchdog tells of a hang while the loop hangs, from a thread of its own
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether this is the rank that tells, and writes."""
+        return self._path is not None
 
     @property
     def recent_loss(self) -> float:
@@ -94,8 +102,11 @@ class Reporter:
         self._tell(finding)
 
     def left_out(self, refused: Sequence[tuple[str, str]], step: int) -> None:
-        """Samples and why they were left out of their batches, all so far; the new ones are findings."""
-        for name, reason in refused[self._num_left_out :]:
+        """Samples and why they were left out of their batches; each is a finding once."""
+        for name, reason in refused:
+            if name in self._left_out:
+                continue
+            self._left_out.add(name)
             self.finding(
                 Finding(
                     step=step,
@@ -105,7 +116,6 @@ class Reporter:
                     reading={"sample": name, "reason": reason},
                 )
             )
-        self._num_left_out = len(refused)
 
     def rollback(self, event: Rollback) -> None:
         """The run went back; the next attempt begins where it arrived."""
@@ -172,6 +182,8 @@ class Reporter:
         self._tell(event)
 
     def _tell(self, event: Event) -> None:
+        if self._path is None:
+            return
         try:
             with self._saving:
                 self.record.save(self._path)

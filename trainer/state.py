@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -16,6 +16,7 @@ from trainer.ema import Ema
 from trainer.guards.loss_scale import LossScale
 from trainer.guards.panel import Panel
 from trainer.guards.vitals import Meter
+from trainer.ranks import Ranks
 from trainer.section import Section
 
 Parts = Mapping[str, Mapping[str, Tensor]]
@@ -64,6 +65,8 @@ class TrainState:
     """Model with buffers, moments, average, counters, random states, data position and the guards' memory.
 
     ``iteration`` counts batches taken, ``step`` applied updates; a refused batch moves the first only.
+    Where ``ranks`` are many they hold the same but for their random states, of which each keeps all; so
+    ``parts`` and ``facts`` are for all ranks together.
     """
 
     model: nn.Module
@@ -74,15 +77,12 @@ class TrainState:
     panel: Panel
     step: int = 0
     iteration: int = 0
+    ranks: Ranks = field(default_factory=Ranks)
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
         """The live tensors by part and name; the caller copies them."""
-        return {
-            "model": dict(self.model.state_dict()),
-            "ema": dict(self.ema.tensors),
-            "optimizer": self._moments(),
-            "random": _random_tensors(self._device),
-        }
+        parts = self._own_parts()
+        return {**parts, "random": self._random_of_all(parts["random"])}
 
     def facts(self) -> dict[str, Any]:
         """All that is not a tensor. Reads the device's counters: for save points, not for every step."""
@@ -93,7 +93,7 @@ class TrainState:
             loss_scales={name: scale.state_dict() for name, scale in self._loss_scales()},
             data=self.loader.state_dict(),
             guards=self.panel.state_dict(),
-            random=_random_facts(),
+            random=self._random_facts_of_all(),
         ).model_dump()
 
     def reset_moments(self, module: str) -> None:
@@ -116,7 +116,8 @@ class TrainState:
         Raises:
             ValueError: tensors differ in name, shape or type, or position or memory belong to something else.
         """
-        live = self.parts()
+        live = self._own_parts()
+        parts = {**parts, "random": self._own_random(parts.get("random", {}), live["random"])}
         difference = match(live, parts)
         if difference is not None:
             raise ValueError(f"the saved state does not fit this model: {difference}")
@@ -127,7 +128,7 @@ class TrainState:
             raise ValueError(
                 f"it counts updates of {list(saved.applied)}, this model has {list(self.meters)}"
             )
-        random_state = _RandomState.of(parts["random"], saved.random)
+        random_state = _RandomState.of(parts["random"], self._own_random_facts(saved.random))
         self._restore_memory(saved)
         _copy(parts, live)
         self.model.zero_grad(set_to_none=True)
@@ -138,6 +139,40 @@ class TrainState:
                 scale.load_state_dict(saved.loss_scales[name])
         self.step, self.iteration = saved.step, saved.iteration
         random_state.set(self._device)
+
+    def _own_parts(self) -> dict[str, dict[str, Tensor]]:
+        return {
+            "model": dict(self.model.state_dict()),
+            "ema": dict(self.ema.tensors),
+            "optimizer": self._moments(),
+            "random": _random_tensors(self._device),
+        }
+
+    def _random_of_all(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The first rank's have their plain names, so that its checkpoint is that of a run of one process."""
+        everyone = {name: self.ranks.gather(state) for name, state in own.items()}
+        return {
+            _name_of(rank, name): states[rank]
+            for rank in range(self.ranks.world)
+            for name, states in everyone.items()
+        }
+
+    def _own_random(self, saved: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's of all that were saved. One that was not there then goes on with what it has."""
+        own = {name: saved.get(_name_of(self.ranks.number, name)) for name in live}
+        is_new = self.ranks.number > 0 and None in own.values()
+        return dict(live) if is_new else {name: state for name, state in own.items() if state is not None}
+
+    def _random_facts_of_all(self) -> dict[str, Any]:
+        first, *others = self.ranks.tell_all(_random_facts())
+        return {**first, "others": others} if others else first
+
+    def _own_random_facts(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self.ranks.is_first:
+            return saved
+        others = saved.get("others", [])
+        known: Mapping[str, Any] | None = next(iter(others[self.ranks.number - 1 : self.ranks.number]), None)
+        return _random_facts() if known is None else known
 
     @property
     def _device(self) -> torch.device:
@@ -173,6 +208,10 @@ def _copy(source: Parts, into: Parts) -> None:
         for part, tensors in into.items():
             for name, tensor in tensors.items():
                 tensor.copy_(source[part][name])
+
+
+def _name_of(rank: int, name: str) -> str:
+    return f"rank {rank} {name}" if rank else name
 
 
 def _in_words(error: Exception) -> str:

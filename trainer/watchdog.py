@@ -98,13 +98,19 @@ class Watchdog:
     Args:
         tell: called in the watchdog's thread for each hang, once, before anything is done about it.
         give_up: called there when the loop could not be freed; does not return (``end_process``).
+        frees: whether to interrupt a phase that hangs; not where other ranks wait for its end.
     """
 
     def __init__(
-        self, config: WatchdogConfig, tell: Callable[[Hang], None], give_up: Callable[[Hang], None]
+        self,
+        config: WatchdogConfig,
+        tell: Callable[[Hang], None],
+        give_up: Callable[[Hang], None],
+        *,
+        frees: bool = True,
     ) -> None:
         self.config = config
-        self._tell, self._give_up = tell, give_up
+        self._tell, self._give_up, self._frees = tell, give_up, frees
         self._limits = Limits(config)
         self._at: tuple[str, float] | None = None  # one name for both, so that no thread reads half of it
         self._to_free: tuple[str, float] | None = None
@@ -140,7 +146,7 @@ class Watchdog:
 
     @property
     def _can_interrupt(self) -> bool:
-        return _SIGNAL is not None and self._loop is threading.main_thread()
+        return self._frees and _SIGNAL is not None and self._loop is threading.main_thread()
 
     def _watch(self) -> None:
         tick = min(1.0, self.config.least_s / _TICKS)

@@ -190,7 +190,8 @@ class Laboratory:
     ) -> Loop:
         """A loop as ``run`` makes it and ``Loop.run`` begins: ``step()`` comes next."""
         config = kind.pop("config", None) or self.config(folder)
-        loop = build_loop(config, self.stage(config, seed=seed, **kind), observers)
+        ranks = kind.pop("ranks", None)
+        loop = build_loop(config, self.stage(config, seed=seed, **kind), observers, ranks)
         self.loops.append(loop)
         checkpoint = loop.recovery.resume()
         loop.reporter.attempt(loop.state.step, "resume" if checkpoint else "start", checkpoint)
@@ -207,7 +208,8 @@ class Laboratory:
     ) -> Loop:
         """What a program does: resume if there is something to resume, train to the end, close."""
         config = kind.pop("config", None) or self.config(folder)
-        return run_stage(config, self.stage(config, seed=seed, **kind), observers)
+        ranks = kind.pop("ranks", None)
+        return run_stage(config, self.stage(config, seed=seed, **kind), observers, ranks)
 
     def kill_at(self, step: int) -> Observer:
         """An observer that ends the process, as it were, when ``step`` begins."""

@@ -102,7 +102,7 @@ def test_a_command_for_another_attempt_is_refused(
     loop.go_back("no reason", "guard")
     before = everything(loop)
     deliver(loop, order("roll_back", attempt=attempt))
-    loop.orders.carry_out(loop)
+    loop.orders.carry_out(loop, loop.reporter.link.commands())
     assert differences(before, everything(loop)) == []
     assert told(events) == [("c1", "refused")]
     message = f"it was meant for attempt {attempt}, the run is at attempt 2"
@@ -176,7 +176,7 @@ def test_an_order_that_the_system_does_not_let_be_obeyed_fails_and_the_run_goes_
     before = everything(loop)
     monkeypatch.setattr(ring, "read", refuse)
     deliver(loop, order("roll_back"))
-    loop.orders.carry_out(loop)
+    loop.orders.carry_out(loop, loop.reporter.link.commands())
     assert differences(before, everything(loop)) == []
     (failed,) = [event for event in events if getattr(event, "state", None) == "failed"]
     assert "Too many open files" in failed.message
@@ -190,7 +190,7 @@ def test_a_corrupt_state_is_not_saved_on_request(
     with torch.no_grad():
         loop.model.head.weight.mul_(1000)
     deliver(loop, order("save_checkpoint"))
-    loop.orders.carry_out(loop)
+    loop.orders.carry_out(loop, loop.reporter.link.commands())
     assert told(events) == [("c1", "accepted"), ("c1", "failed")]
     assert loop.state.step == 10
     loop.recovery.close()

@@ -176,7 +176,7 @@ def test_an_ordered_rollback_with_nothing_to_go_back_to_changes_nothing(
     lab.steps(loop, 7)
     before = everything(loop)
     deliver(loop, order("roll_back"))
-    loop.orders.carry_out(loop)
+    loop.orders.carry_out(loop, loop.reporter.link.commands())
     assert differences(before, everything(loop)) == []
     told = [event for event in events if isinstance(event, CommandUpdate)]
     assert [event.state for event in told] == ["accepted", "failed"]
@@ -193,7 +193,7 @@ def test_an_ordered_rollback_to_a_checkpoint_that_lies_puts_everything_back(
     make_over(checkpoint(loop, 25), scale_factor=1.0)
     before = everything(loop)
     deliver(loop, order("roll_back"))
-    loop.orders.carry_out(loop)
+    loop.orders.carry_out(loop, loop.reporter.link.commands())
     assert differences(before, everything(loop)) == [], "its tensors had been taken over to look at them"
     while not loop.reporter.record.rollbacks:
         loop.step()

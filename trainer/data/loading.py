@@ -34,6 +34,13 @@ class LoadingConfig(Section):
     num_workers: int = Field(0, ge=0, description="Loading processes; 0 loads in the trainer's own.")
 
 
+class Share(NamedTuple):
+    """Which part of each batch a process loads: the ``number``-th of ``world`` equal ones."""
+
+    number: int = 0
+    world: int = 1
+
+
 class Source(Protocol):
     """What a loader needs of a data set."""
 
@@ -71,14 +78,26 @@ class Position(Section):
 class Loader:
     """Hands out batches; ``refused`` lists each item that ``inspect`` refused, once, in the order met.
 
+    With a ``share`` it is that part of each batch; the parts of all processes make the batch of one.
     ``inspect`` runs where the item is loaded; with workers, and where processes don't fork, it is pickled.
     """
 
-    def __init__(self, source: Source, config: LoadingConfig, inspect: Inspect | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        config: LoadingConfig,
+        inspect: Inspect | None = None,
+        share: Share = Share(),  # noqa: B008
+    ) -> None:
+        if config.batch_size % share.world:
+            raise DataError(
+                f"a batch of {config.batch_size} can't be shared evenly by {share.world} ranks; make "
+                f"loading.batch_size a multiple of {share.world}"
+            )
         self.config = config
         self.refused: list[Refusal] = []
         self._source = source
-        self._batches = _Batches(source, config, inspect)
+        self._batches = _Batches(source, config, inspect, share)
         self._next = 0
         self._stream: Iterator[_Loaded] | None = None
 
@@ -170,10 +189,15 @@ class Loader:
 
 
 class _Batches(Dataset[_Loaded]):
-    """Batch by number. For a refused item comes one of those that follow the batch in the stream of items."""
+    """Batch by number. For a refused item comes the one at its place in the next batch, and so on.
 
-    def __init__(self, source: Source, config: LoadingConfig, inspect: Inspect | None) -> None:
+    So each place of a batch is filled without a look at the others, which other processes may have.
+    """
+
+    def __init__(self, source: Source, config: LoadingConfig, inspect: Inspect | None, share: Share) -> None:
         self._source, self._config, self._inspect = source, config, inspect
+        size = config.batch_size // share.world
+        self._places = range(share.number * size, (share.number + 1) * size)
         self._quarantined: set[str] = set()
 
     def quarantine(self, ids: Iterable[str]) -> bool:
@@ -183,26 +207,25 @@ class _Batches(Dataset[_Loaded]):
         return len(self._quarantined) > before
 
     def __getitem__(self, number: int) -> _Loaded:
-        items: list[Item] = []
         refused: list[Refusal] = []
-        num_passed = 0
-        for place in count(number * self._config.batch_size):
+        items = [self._fill(number * self._config.batch_size + place, refused) for place in self._places]
+        return _Loaded(collate(items), refused)
+
+    def _fill(self, first: int, refused: list[Refusal]) -> Item:
+        """The first item that is left in of those that may come at this place."""
+        tries = len(self._source)
+        for place in range(first, first + tries * self._config.batch_size, self._config.batch_size):
             item = self._at(place)
             is_set_aside = item["id"] in self._quarantined
             reason = self._inspect(item) if self._inspect and not is_set_aside else None
             if reason is not None:
                 refused.append(Refusal(item["id"], reason))
             elif not is_set_aside:
-                items.append(item)
-            num_passed += is_set_aside or reason is not None
-            if len(items) == self._config.batch_size:
-                break
-            if num_passed >= len(self._source):
-                raise DataError(
-                    f"{num_passed} items were refused on the way to a batch of {self._config.batch_size}, "
-                    f"the last ({item['id']}) because: {reason or _SET_ASIDE}; mend the data or the check"
-                )
-        return _Loaded(collate(items), refused)
+                return item
+        raise DataError(
+            f"{tries} items were refused in a row for one place of a batch, the last ({item['id']}) "
+            f"because: {reason or _SET_ASIDE}; mend the data or the check"
+        )
 
     def _at(self, place: int) -> Item:
         """The item at a place of the endless stream: one permutation of the data set after the other."""

@@ -40,14 +40,25 @@ class Limits:
         row = torch.tensor([*expected, *factors, *powers], dtype=torch.float32, pin_memory=on_gpu)
         self.table.copy_(row, non_blocking=on_gpu)
 
-    def ceilings(self, times: Tensor | None) -> Tensor:
-        """Largest loss, largest norm and clipping norm for a batch with these times, (B,) or none: (3,).
+    def terms(self, times: Tensor | None) -> Tensor:
+        """What the ceilings of a batch with these times, (B,) or none, are made of: (8,), all of it means.
 
-        They are positive, and infinite where there is no limit. Without times the first bin speaks for all.
+        So the mean of several parts' terms is the whole batch's. Without times the first bin speaks for all.
         """
-        expected, factors, powers = torch.split(self.table, [BINS, 3, 3])
-        if times is None:
-            return factors * expected[:1].pow(powers)
-        losses = expected.index_select(0, torch.bucketize(times.float(), self._edges, right=True))
-        mean, rms = losses.mean(), torch.linalg.vector_norm(losses) / math.sqrt(len(losses))
-        return factors * torch.stack((mean, rms, rms)).pow(powers)
+        expected, rest = torch.split(self.table, [BINS, 6])
+        if times is not None:
+            expected = expected.index_select(0, torch.bucketize(times.float(), self._edges, right=True))
+        else:
+            expected = expected[:1]
+        return torch.cat((expected.mean()[None], expected.square().mean()[None], rest))
+
+    def ceilings(self, times: Tensor | None) -> Tensor:
+        """Largest loss, largest norm and clipping norm for a batch with these times, (B,) or none: (3,)."""
+        return ceilings_of(self.terms(times))
+
+
+def ceilings_of(terms: Tensor) -> Tensor:
+    """The three ceilings that ``Limits.terms`` make: positive, and infinite where there is no limit."""
+    mean, mean_square, factors, powers = torch.split(terms, [1, 1, 3, 3])
+    rms = mean_square.sqrt()
+    return factors * torch.cat((mean, rms, rms)).pow(powers)

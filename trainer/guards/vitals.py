@@ -12,7 +12,7 @@ No call here waits for the device, save ``arrived`` when the host is more than `
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -21,12 +21,30 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer.guards.base import Reason, StepLosses, Vitals, norms
-from trainer.guards.limits import Limits
+from trainer.guards.limits import Limits, ceilings_of
 from trainer.guards.loss_scale import LossScale, share_of_zeros
 from trainer.guards.refusal import Shadow, check_refusable, prime
 
 ZEROS_EVERY = 100
 """Steps between counts of the zeros in the gradients, where there is a loss scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A step's losses, the terms of its ceilings, and the norm of its gradient: all of the whole batch."""
+
+    losses: StepLosses
+    terms: Tensor
+    norm: Tensor
+
+
+Reduce = Callable[[StepLosses, Tensor, Sequence[Tensor]], Whole]
+"""Makes of the losses, terms and gradients that this process has those of the whole batch."""
+
+
+def of_one_process(losses: StepLosses, terms: Tensor, grads: Sequence[Tensor]) -> Whole:
+    """A batch of which this process has all."""
+    return Whole(losses, terms, torch.linalg.vector_norm(norms(grads)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +59,6 @@ class _Record:
     numbers: Tensor
     copied: torch.cuda.Event | None
 
-    def has_come(self) -> bool:
-        return self.copied is None or bool(self.copied.query())  # type: ignore[no-untyped-call]
-
 
 class Meter:
     """Measures and, where needed, refuses the steps of one objective.
@@ -57,7 +72,9 @@ class Meter:
         (``running_statistics``), put back after a refused step. limits: ceilings for this very batch; without
         them only what is not finite is refused. history: steps that the host may run ahead before ``arrived``
         waits. loss_scale: what the loss was multiplied by before backward; the gradients are divided by it in
-        the update, and it is adapted after it.
+        the update, and it is adapted after it. reduce: what several processes make of their parts of a batch;
+        with it numbers from a GPU are handed out after exactly ``history`` steps, so that all of them hear of
+        a step at the same time.
 
     ``applied`` (int64, on the device) counts the updates that were not refused, ``iteration`` all measured
     steps. ``clip_factor``, a scalar on the device, is multiplied into the norm to clip to.
@@ -77,6 +94,7 @@ class Meter:
         limits: Limits | None = None,
         history: int = 2,
         loss_scale: LossScale | None = None,
+        reduce: Reduce | None = None,
     ) -> None:
         self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         if not max_norm > 0:
@@ -88,6 +106,7 @@ class Meter:
         self._limits = limits if limits is not None else Limits(device)
         self._shadow = Shadow(buffers)
         self.loss_scale = loss_scale
+        self._reduce, self._is_in_step = reduce or of_one_process, reduce is not None
         self._found_inf = torch.zeros((), device=device)
         self._clip = torch.ones((), device=device)
         self._grad_scale = self._clip if loss_scale is None else torch.ones((), device=device)
@@ -121,11 +140,12 @@ class Meter:
             raise ValueError(
                 f"objective {self.objective!r}: no parameter has a gradient; call backward first"
             )
-        norm = torch.linalg.vector_norm(norms(grads))
+        whole = self._reduce(losses, self._limits.terms(_times(losses)), grads)
+        losses, norm = whole.losses, whole.norm
         if self.loss_scale is not None:
             norm = norm / self.loss_scale.scale
             self._scaled = self._look_at_scale(grads)
-        ceilings = torch.minimum(self._limits.ceilings(_times(losses)), self._most)
+        ceilings = torch.minimum(ceilings_of(whole.terms), self._most)
         measured = torch.stack((losses.total, norm))
         # written as a negated "fits", it is true for NaN as well
         bad = ~((measured <= ceilings[:2]) & (measured > -torch.inf)).all()
@@ -161,7 +181,7 @@ class Meter:
         come: list[Vitals] = []
         while self._outstanding:
             record = self._outstanding[0]
-            if not record.has_come():
+            if self._must_wait_for(record):
                 if not wait and len(self._outstanding) <= self.history:
                     break
                 assert record.copied is not None
@@ -174,6 +194,11 @@ class Meter:
         self.applied.fill_(applied)
         self.iteration = iteration
         self._outstanding.clear()
+
+    def _must_wait_for(self, record: _Record) -> bool:
+        if record.copied is None:
+            return False
+        return self._is_in_step or not record.copied.query()  # type: ignore[no-untyped-call]
 
     def _take_over(self, optimizer: Optimizer) -> None:
         """Have the optimizer's kernel read what this meter decides."""

@@ -43,14 +43,6 @@ def test_a_batch_is_moved_to_the_device(lab: Any) -> None:
     assert {value.device.type for value in loop.batch.values() if isinstance(value, Tensor)} == {"meta"}
 
 
-def test_a_trainer_among_ranks_is_refused(
-    new_run: Any, refused: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Upstream's ranks never average their gradients."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert refused("check", new_run().config).startswith("2 ranks were started, but each would train alone")
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
