@@ -1,4 +1,4 @@
-"""The commands ``serve``, ``migrate``, ``token``, ``status`` and ``roll-back``; each understands ``--json``.
+"""The commands of the monitor (``--help`` lists them); each understands ``--json``.
 
 Exit codes: 0 done; 2 wrong arguments or settings; 3 port taken; 4 folder not writable; 5 database newer than
 this program; 6 disk full; 7 database unusable; 8 no monitor answers; 9 no such run or token; 10 refused.
@@ -16,9 +16,10 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from monitor_service import token_commands
+from monitor_service import asking, token_commands
 from monitor_service.app import create_app
-from monitor_service.client import Client, Refused, Unreachable
+from monitor_service.asking import FileUnusable, address, say
+from monitor_service.client import Refused, Unreachable
 from monitor_service.errors import (
     CertificateUnusable,
     DatabaseNewer,
@@ -62,6 +63,7 @@ _CODES: dict[type[MonitorError], ExitCode] = {
     DiskFull: ExitCode.DISK_FULL,
     DatabaseUnusable: ExitCode.DATABASE_UNUSABLE,
     Unreachable: ExitCode.UNREACHABLE,
+    FileUnusable: ExitCode.USAGE,
 }
 
 
@@ -69,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name in ("alembic", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         work: Callable[[argparse.Namespace], None] = arguments.work
         work(arguments)
@@ -94,13 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--database-url", help="SQLAlchemy URL (TRAINHEALTH_DATABASE_URL)")
 
     _add_token_commands(commands)
-    status = _add(commands, "status", _status, "how a run is, and why")
-    roll_back = _add(commands, "roll-back", _roll_back, "send a run back to its last good checkpoint")
-    for command in (status, roll_back):
-        command.add_argument("run", metavar="RUN")
-        command.add_argument("--url", help="the monitor's address; default from TRAINHEALTH_HOST and _PORT")
-    roll_back.add_argument("--reason", required=True)
-    roll_back.add_argument("--to-step", type=int, help="this step or before; default: the newest good")
+    asking.add_commands(commands, _add)
     return parser
 
 
@@ -144,10 +141,10 @@ def _serve(arguments: argparse.Namespace) -> None:
     with listen(settings.host, settings.port) as listening:
         revision = open_database(settings.database_url)
         host, port = listening.getsockname()[:2]
-        url = _address(host, port, is_tls=settings.tls_key is not None)
+        url = address(host, port, is_tls=settings.tls_key is not None)
         database = shown_url(settings.database_url)
         told = {"url": url, "database_url": database, "revision": revision}
-        _say(arguments, told, f"TrainHealth monitor: {url}  (database {database})")
+        say(arguments, told, f"TrainHealth monitor: {url}  (database {database})")
         run_until_signal(create_app(settings), listening)
 
 
@@ -155,22 +152,7 @@ def _migrate(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments)
     revision = open_database(settings.database_url)
     database = shown_url(settings.database_url)
-    _say(arguments, {"database_url": database, "revision": revision}, f"{database} is at revision {revision}")
-
-
-def _status(arguments: argparse.Namespace) -> None:
-    with _client(arguments) as client:
-        health = client.health(arguments.run)
-    step = "-" if health["step"] is None else health["step"]
-    line = f"{health['run']}: {health['status']} since {health['since']}, step {step}"
-    _say(arguments, health, "\n".join([line, *(f"  {reason}" for reason in health["reasons"])]))
-
-
-def _roll_back(arguments: argparse.Namespace) -> None:
-    wish = {"kind": "roll_back", "reason": arguments.reason, "to_step": arguments.to_step}
-    with _client(arguments) as client:
-        command = client.order(arguments.run, wish)
-    _say(arguments, command, f"{command['run']}: rollback ordered, command {command['id']}")
+    say(arguments, {"database_url": database, "revision": revision}, f"{database} is at revision {revision}")
 
 
 def _token_create(arguments: argparse.Namespace) -> None:
@@ -178,17 +160,17 @@ def _token_create(arguments: argparse.Namespace) -> None:
     scopes = [Scope(one) for one in arguments.scope]
     token = token_commands.create(url, arguments.name, scopes, arguments.project, arguments.days)
     words = f"{token_commands.in_words(token)}\n{token['secret']}\nKeep it now: it is not shown again."
-    _say(arguments, token, words)
+    say(arguments, token, words)
 
 
 def _token_list(arguments: argparse.Namespace) -> None:
     for token in token_commands.listed(_settings(arguments).database_url):
-        _say(arguments, token, token_commands.in_words(token))
+        say(arguments, token, token_commands.in_words(token))
 
 
 def _token_revoke(arguments: argparse.Namespace) -> None:
     token = token_commands.revoke(_settings(arguments).database_url, arguments.id)
-    _say(arguments, token, token_commands.in_words(token))
+    say(arguments, token, token_commands.in_words(token))
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -211,22 +193,6 @@ def _wrong_setting(error: ValidationError) -> str:
         return str(first["msg"])
     name = str(first["loc"][0])
     return f"{name} ({PREFIX}{name.upper()}): {first['msg']}, found {first['input']!r}"
-
-
-def _address(host: str, port: int, *, is_tls: bool = False) -> str:
-    name = f"[{host}]" if ":" in host else host
-    return f"{'https' if is_tls else 'http'}://{name}:{port}"
-
-
-def _client(arguments: argparse.Namespace) -> Client:
-    ours, theirs = Settings(), ClientSettings()
-    own = _address(ours.host, ours.port, is_tls=ours.tls_key is not None)
-    return Client(arguments.url or theirs.url or own, token=theirs.token, ca_file=theirs.ca_file)
-
-
-def _say(arguments: argparse.Namespace, told: dict[str, Any], words: str) -> None:
-    sys.stdout.write(f"{json.dumps(told) if arguments.json else words}\n")
-    sys.stdout.flush()
 
 
 def _fail(arguments: argparse.Namespace, code: ExitCode, words: str) -> int:

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from monitor_service import migrate, watchdog
 from monitor_service.access import Door
-from monitor_service.api import control, ingest, query, series, service, streams
+from monitor_service.api import archives, control, ingest, query, series, service, streams
 from monitor_service.api.access_log import AccessLog
 from monitor_service.api.dependencies import Clock, Monitor
 from monitor_service.api.guard import Guard
@@ -32,7 +32,14 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
     # The framework's own pages about the API load scripts from the internet.
     app = FastAPI(title="TrainHealth monitor", version="1", lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.state.monitor = monitor
-    for router in (ingest.router, query.router, series.router, control.router, streams.router):
+    for router in (
+        ingest.router,
+        query.router,
+        series.router,
+        control.router,
+        streams.router,
+        archives.router,
+    ):
         app.include_router(router, prefix=API)
     app.include_router(service.router)
     app.include_router(login.router)

@@ -1,16 +1,32 @@
-"""Asks a running monitor over HTTP."""
+"""Asks a running monitor over HTTP: one method for each question, answers as the monitor's own models."""
 
+import json
 import ssl
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
 
 from monitor_service.errors import MonitorError
+from monitor_service.incidents import IncidentPage
+from monitor_service.series_forms import from_bytes
+from monitor_service.views import CommandView, EventPage, HealthView, RunDetail, RunPage
+from shared.base import Message
 
 TIMEOUT_S = 10.0
+STREAM_TIMEOUT_S = 40.0
+"""A stream that says nothing for so long has died; the monitor says something every 15 s."""
+
+PAUSE_S = 0.5
+LONGEST_PAUSE_S = 15.0
+CHUNK_BYTES = 1 << 20
+
+M = TypeVar("M", bound=Message)
 
 
 class Unreachable(MonitorError):
@@ -30,24 +46,46 @@ class Refused(MonitorError):
         self.status = status
 
 
+@dataclass(frozen=True)
+class Happened:
+    """One piece of live news; docs/protocol.md lists the kinds."""
+
+    kind: str
+    data: dict[str, Any]
+
+
 class Client:
     """The API of the monitor at ``url``. Used inside ``with``.
 
     Args:
         token: the secret of an access token; empty where none is needed.
         ca_file: certificates to trust besides the system's.
+
+    Every method raises ``Unreachable`` or ``Refused``, with what to say to a person.
     """
 
-    def __init__(self, url: str, *, token: str = "", ca_file: Path | None = None) -> None:
-        self._url = url.rstrip("/")
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str = "",
+        ca_file: Path | None = None,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._url, self._sleep = url.rstrip("/"), sleep
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(
-            base_url=f"{self._url}/api/v1",
-            headers=headers,
-            timeout=TIMEOUT_S,
-            verify=_trust(self._url, ca_file),
-            trust_env=False,  # a proxy of the environment must not see the token
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=f"{self._url}/api/v1",
+                headers=headers,
+                timeout=TIMEOUT_S,
+                verify=_trust(self._url, ca_file),
+                trust_env=False,  # a proxy of the environment must not see the token
+                transport=transport,
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise Unreachable(url, str(error)) from error
 
     def __enter__(self) -> Self:
         return self
@@ -57,26 +95,126 @@ class Client:
     ) -> None:
         self._http.close()
 
-    def health(self, run: str) -> dict[str, Any]:
-        return self._ask("GET", f"/runs/{_quoted(run)}/health")
+    def runs(self, **filters: Any) -> Iterator[RunPage]:
+        """Pages of runs; ``status``, ``project``, ``search`` and ``sort`` are those of ``GET /runs``."""
+        chosen = {name: value for name, value in filters.items() if value}
+        cursor: str | None = None
+        while True:
+            page = self._model(RunPage, "/runs", {**chosen, **({"cursor": cursor} if cursor else {})})
+            yield page
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
-    def order(self, run: str, request: dict[str, Any]) -> dict[str, Any]:
-        return self._ask("POST", f"/runs/{_quoted(run)}/commands", json=request)
+    def run(self, run: str) -> RunDetail:
+        return self._model(RunDetail, f"/runs/{_quoted(run)}")
 
-    def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
-        """The JSON that answers.
+    def health(self, run: str) -> HealthView:
+        return self._model(HealthView, f"/runs/{_quoted(run)}/health")
 
-        Raises:
-            Unreachable, Refused: with what to say to a person.
-        """
+    def events(self, run: str, *, after: int = 0, **filters: Any) -> EventPage:
+        return self._model(EventPage, f"/runs/{_quoted(run)}/events", {"after": after, **filters})
+
+    def incidents(self, run: str) -> IncidentPage:
+        return self._model(IncidentPage, f"/runs/{_quoted(run)}/incidents")
+
+    def series(self, run: str, *names: str, **options: Any) -> dict[str, dict[str, Any]]:
+        """Columns of each series as NumPy arrays; ``options`` are those of ``GET …/series``."""
+        params = {"name": names, "format": "binary", **options}
+        return from_bytes(self._ask("GET", f"/runs/{_quoted(run)}/series", params=params).content)
+
+    def order(self, run: str, request: dict[str, Any]) -> CommandView:
+        """Order a command; ``request`` is a ``shared.commands.CommandRequest`` as JSON."""
+        answer = self._ask("POST", f"/runs/{_quoted(run)}/commands", json=request)
+        return CommandView.model_validate_json(answer.content)
+
+    def export(self, run: str, file: Path) -> int:
+        """Write the whole run to ``file``, which must not exist; returns its size in bytes."""
+        with self._refusals(), self._http.stream("GET", f"/runs/{_quoted(run)}/export") as answer:
+            _check(answer)
+            with file.open("xb") as target:
+                for chunk in answer.iter_bytes(CHUNK_BYTES):
+                    target.write(chunk)
+                return target.tell()
+
+    def bring_in(self, file: Path) -> RunDetail:
+        """Store the run that ``file`` holds."""
+        headers = {"Content-Type": "application/zip"}
+        with file.open("rb") as source:
+            answer = self._ask("POST", "/import", content=source, headers=headers, timeout=600.0)
+        return RunDetail.model_validate_json(answer.content)
+
+    def watch(self, run: str | None = None) -> Iterator[Happened]:
+        """What is new, of one run or of all, from now on. A broken stream is taken up where it broke."""
+        path = "/stream" if run is None else f"/runs/{_quoted(run)}/stream"
+        last, failures = "", 0
+        while True:
+            try:
+                for event in self._listen(path, last):
+                    last, failures = event.get("id", last), 0
+                    if "event" in event:
+                        yield Happened(event["event"], json.loads(event["data"]))
+            except Unreachable:
+                if not last:
+                    raise
+            except Refused as refused:
+                if refused.status not in (429, 503):
+                    raise
+            self._sleep(min(PAUSE_S * 2**failures, LONGEST_PAUSE_S))
+            failures = min(failures + 1, 10)
+
+    def _listen(self, path: str, last: str) -> Iterator[dict[str, str]]:
+        headers = {"Last-Event-ID": last} if last else {}
+        timeout = httpx.Timeout(TIMEOUT_S, read=STREAM_TIMEOUT_S)
+        with self._refusals(), self._http.stream("GET", path, headers=headers, timeout=timeout) as answer:
+            _check(answer)
+            event: dict[str, str] = {}
+            for line in answer.iter_lines():
+                name, _, value = line.partition(":")
+                if line and name:
+                    event[name] = value.removeprefix(" ")
+                elif not line:
+                    yield event
+                    event = {}
+
+    def _model(self, model: type[M], path: str, params: dict[str, Any] | None = None) -> M:
+        answer = self._ask("GET", path, params=params)
         try:
+            return model.model_validate_json(answer.content)
+        except ValueError as error:
+            problem = f"the monitor answers what this version does not understand: {error}"
+            raise Refused(answer.status_code, problem) from error
+
+    def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
+        with self._refusals():
             answer = self._http.request(method, path, **more)
-            if answer.is_success:
-                told: dict[str, Any] = answer.json()
-                return told
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-            raise Unreachable(self._url, str(error)) from error
-        raise Refused(answer.status_code, detail_of(answer))
+            _check(answer)
+            return answer
+
+    def _refusals(self) -> "_Translated":
+        return _Translated(self._url)
+
+
+class _Translated:
+    """Turns what httpx raises inside the block into ``Unreachable``."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, httpx.HTTPError | httpx.InvalidURL | httpx.StreamError):
+            raise Unreachable(self._url, str(error) or type(error).__name__) from error
+
+
+def _check(answer: httpx.Response) -> None:
+    if not answer.is_success:
+        answer.read()
+        raise Refused(answer.status_code, _detail(answer))
 
 
 def _trust(url: str, ca_file: Path | None) -> ssl.SSLContext | bool:
@@ -95,7 +233,7 @@ def _quoted(run: str) -> str:
     return quote(run, safe="")
 
 
-def detail_of(answer: httpx.Response) -> str:
+def _detail(answer: httpx.Response) -> str:
     """What a problem says to a person."""
     try:
         return str(answer.json()["detail"])

@@ -152,6 +152,7 @@ class Settings(FromEnvironment, HealthConfig, PolicyConfig, AccessConfig):
     database_url: str = Field("sqlite:///trainhealth.db", description="SQLAlchemy URL of the database.")
     max_body_bytes: int = Field(8 * MIB, ge=1024, description="A request as it travels.")
     max_unpacked_bytes: int = Field(32 * MIB, ge=1024, description="The same after gzip.")
+    max_import_bytes: int = Field(1024 * MIB, ge=1024, description="The file of an exported run.")
     max_hold_s: float = Field(
         10.0, ge=0, le=30, description="A reply waits this long for a command at most, seconds."
     )

@@ -1,0 +1,124 @@
+"""The commands that ask a running monitor: ``status``, ``runs``, ``watch``, ``roll-back`` and the like."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from monitor_service.client import Client
+from monitor_service.errors import MonitorError
+from monitor_service.health import RunStatus
+from monitor_service.run_list import Sort
+from monitor_service.settings import ClientSettings, Settings
+from monitor_service.watching import watch
+from shared.base import Message
+
+Work = Callable[[argparse.Namespace], None]
+Add = Callable[[Any, str, Work, str], argparse.ArgumentParser]
+
+
+class FileUnusable(MonitorError):
+    """A file that a command should write or read will not do."""
+
+
+@contextmanager
+def _files(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FileUnusable(f"cannot use {file}: {error.strerror or error}") from error
+
+
+def add_commands(commands: Any, add: Add) -> None:
+    """Let the parser know these commands."""
+    status = add(commands, "status", _status, "how a run is, and why")
+    watching = add(commands, "watch", _watch, "what happens in a run, while it happens")
+    roll_back = add(commands, "roll-back", _roll_back, "send a run back to its last good checkpoint")
+    export = add(commands, "export", _export, "write a whole run to one file")
+    bring_in = add(commands, "import", _import, "store a run that was exported")
+    runs = add(commands, "runs", _runs, "the runs that the monitor knows")
+    for command in (status, watching, roll_back, export):
+        command.add_argument("run", metavar="RUN")
+    for command in (status, watching, roll_back, export, bring_in, runs):
+        command.add_argument("--url", help="the monitor's address; TRAINHEALTH_URL, or from _HOST and _PORT")
+    roll_back.add_argument("--reason", required=True)
+    roll_back.add_argument("--to-step", type=int, help="this step or before; default: the newest good")
+    export.add_argument("--out", type=Path, help="the file; default: RUN.zip here")
+    bring_in.add_argument("file", type=Path, metavar="FILE")
+    runs.add_argument("--status", action="append", choices=list(RunStatus), help="may be given again")
+    runs.add_argument("--project")
+    runs.add_argument("--search", help="a part of the name")
+    runs.add_argument("--sort", choices=list(Sort))
+
+
+def address(host: str, port: int, *, is_tls: bool = False) -> str:
+    """Where a monitor is found that listens there."""
+    name = f"[{host}]" if ":" in host else host
+    return f"{'https' if is_tls else 'http'}://{name}:{port}"
+
+
+def say(arguments: argparse.Namespace, told: dict[str, Any], words: str) -> None:
+    """The answer of a command: JSON where it is asked for, words elsewhere."""
+    sys.stdout.write(f"{json.dumps(told) if arguments.json else words}\n")
+    sys.stdout.flush()
+
+
+def _as_json(message: Message) -> dict[str, Any]:
+    """As it travels: NaN and infinities are words."""
+    told: dict[str, Any] = json.loads(message.model_dump_json())
+    return told
+
+
+def _client(arguments: argparse.Namespace) -> Client:
+    ours, theirs = Settings(), ClientSettings()
+    own = address(ours.host, ours.port, is_tls=ours.tls_key is not None)
+    return Client(arguments.url or theirs.url or own, token=theirs.token, ca_file=theirs.ca_file)
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    with _client(arguments) as client:
+        health = client.health(arguments.run)
+    step = "-" if health.step is None else health.step
+    line = f"{health.run}: {health.status} since {health.since.isoformat()}, step {step}"
+    reasons = (f"  {reason}" for reason in health.reasons)
+    say(arguments, _as_json(health), "\n".join([line, *reasons]))
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    filters = {name: getattr(arguments, name) for name in ("status", "project", "search", "sort")}
+    with _client(arguments) as client:
+        for page in client.runs(**filters):
+            for run in page.items:
+                step = "-" if run.step is None else run.step
+                words = f"{run.run}  {run.project}  {run.status}  step {step}"
+                say(arguments, _as_json(run), words)
+
+
+def _watch(arguments: argparse.Namespace) -> None:
+    with _client(arguments) as client, suppress(KeyboardInterrupt):
+        watch(client, arguments.run, as_json=arguments.json)
+
+
+def _roll_back(arguments: argparse.Namespace) -> None:
+    wish = {"kind": "roll_back", "reason": arguments.reason, "to_step": arguments.to_step}
+    with _client(arguments) as client:
+        command = client.order(arguments.run, wish)
+    words = f"{command.run}: rollback ordered, command {command.id}"
+    say(arguments, _as_json(command), words)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    file = arguments.out or Path(f"{arguments.run}.zip")
+    with _client(arguments) as client, _files(file):
+        size = client.export(arguments.run, file)
+    told = {"run": arguments.run, "file": str(file), "size_bytes": size}
+    say(arguments, told, f"{arguments.run}: {size} bytes in {file}")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    with _client(arguments) as client, _files(arguments.file):
+        detail = client.bring_in(arguments.file)
+    say(arguments, _as_json(detail), f"{detail.run}: stored, {detail.status}")
