@@ -27,12 +27,6 @@ Whole = Annotated[int | None, Query(ge=0, le=LARGEST_INTEGER)]
 Seconds = Annotated[float | None, Query(allow_inf_nan=False, description="Unix seconds; with axis=time")]
 SeriesNames = Annotated[list[str], Query(min_length=1, max_length=50, description="May be given again.")]
 
-RAW_EXAMPLE = {
-    "run": "demo",
-    "attempt": "effective",
-    "series": {"loss": {"attempt": [1, 1], "step": [40, 41], "time": [1.7e9, 1.7e9], "value": [2.31, "NaN"]}},
-}
-
 
 class Form(StrEnum):
     """How series travel."""
@@ -48,7 +42,6 @@ class Form(StrEnum):
     responses={
         200: {
             "content": {
-                "application/json": {"example": RAW_EXAMPLE},
                 "text/csv": {"example": "series,attempt,step,time,value\nloss,1,40,1700000000.0,2.31\n"},
                 series_forms.BINARY: {"schema": {"type": "string", "format": "binary"}},
             }
