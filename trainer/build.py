@@ -39,6 +39,7 @@ from trainer.objective import Objective, Schedule, fused_adamw
 from trainer.probe import Probe, Trainee
 from trainer.radiodiff.diffusion import LatentDiffusion
 from trainer.radiodiff.first_stage import FirstStage
+from trainer.radiodiff.memory import checkpoint_blocks, convolve_channels_last
 from trainer.ranks import Ranks
 from trainer.record import RunRecord
 from trainer.recovery import Recovery
@@ -117,6 +118,10 @@ def build_loop(
     if not ranks.is_first:
         _seed(config.run.seed + _STRIDE * ranks.number)
     assert isinstance(model, Trainee), "a stage's model has objectives and training_step"
+    if stage.training.channels_last:
+        convolve_channels_last(model)
+    if stage.training.gradient_checkpointing:
+        checkpoint_blocks(model)
     names = model.objectives
     spikes = [Spike(name, config.guards.spike, limits=Limits(device)) for name in names]
     objectives = [

@@ -67,6 +67,12 @@ class TrainingConfig(Section):
     precision: Precision = Field(
         "fp32", description="Of the forward pass: fp32, or bf16 or fp16 (with a loss scale) under autocast."
     )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute blocks a second time in backward, to keep less of them in memory."
+    )
+    channels_last: bool = Field(
+        False, description="Keep convolutions' channels innermost: faster on GPUs in half precision."
+    )
     loading: LoadingConfig = LoadingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()

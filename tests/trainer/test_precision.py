@@ -99,6 +99,19 @@ def test_a_killed_run_resumes_to_the_same_bits(
         assert scale <= 65536 / 4, "both overflows halved it"
 
 
+def test_a_run_in_another_memory_format_resumes_to_the_same_bits(
+    lab: Any, everything: Any, differences: Any
+) -> None:
+    kind = {"steps": 40, "channels_last": True, "gradient_checkpointing": True}
+    with pytest.raises(lab.Killed):
+        lab.run("killed", observers=[lab.kill_at(37)], **kind)
+    resumed, twin = lab.run("killed", seed=None, **kind), lab.run("twin", **kind)
+    weight = resumed.model.head.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+    assert differences(everything(resumed), everything(twin)) == []
+
+
 def test_overflows_are_told_but_never_counted_towards_the_end(lab: Any, events: list[Any]) -> None:
     def overflow(phase: Any, loop: Any) -> None:
         if phase == "measure" and loop.state.iteration <= 10:

@@ -74,7 +74,8 @@ class Posterior:
             ValueError: noise of another shape than the mean.
         """
         if noise is None:
-            noise = torch.randn_like(self.mean)
+            # a seed gives the same noise whatever the layout in memory
+            noise = torch.randn_like(self.mean, memory_format=torch.contiguous_format)
         if noise.shape != self.mean.shape:
             raise ValueError(
                 f"noise has shape {tuple(noise.shape)}; give {tuple(self.mean.shape)}, as the latents"

@@ -116,7 +116,8 @@ class LatentDiffusion(nn.Module):
         _check_objective(objective, self.objectives)
         x0 = self.encode(batch["image"], posterior_noise, may_set_scale=self.training and step == 0)
         t = self.draw_times(x0) if times is None else checked_times(times, x0.shape[0])
-        noise = torch.randn_like(x0) if noise is None else noise
+        if noise is None:
+            noise = torch.randn_like(x0, memory_format=torch.contiguous_format)
         drift_target = -x0
         drift, noise_guess = self.unet(diffuse(x0, noise, t), t, batch["cond"])
         drift_weight, noise_weight = time_weights(t, self.config.weighting, self.config.eps)
