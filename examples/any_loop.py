@@ -1,0 +1,78 @@
+"""Guards and proved checkpoints around a plain PyTorch loop: no RadioDiff, no monitor, no framework.
+
+    python examples/any_loop.py [FOLDER]
+
+On the way a NaN comes with the data and the weights are spoiled once. The update with the NaN is refused on
+the device; the spoiled weights are noticed, and the last checkpoint that proves itself comes back.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from trainer.checkpoint import CheckpointRing, RingConfig
+from trainer.guards.base import StepView, Verdict, Watched
+from trainer.guards.invariants import Invariants, InvariantsConfig
+from trainer.guards.limits import Limits
+from trainer.guards.nonfinite import Nonfinite, NonfiniteConfig
+from trainer.guards.panel import Panel
+from trainer.guards.spike import Spike, SpikeConfig
+from trainer.guards.vitals import Meter
+
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 1))
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)  # fused: it can refuse on the device
+limits = Limits()
+meter = Meter("loss", optimizer, model.parameters(), max_norm=1.0, limits=limits)
+guards = [Nonfinite(NonfiniteConfig()), Spike("loss", SpikeConfig(), limits=limits)]
+panel = Panel([*guards, Invariants(InvariantsConfig())])
+watched = Watched(model, {"loss": optimizer})
+ring = CheckpointRing(Path(sys.argv[1] if sys.argv[1:] else tempfile.mkdtemp()), RingConfig())
+
+
+def state() -> dict[str, dict[str, Tensor]]:
+    """The live tensors that must return together."""
+    moments = {f"{i}/{k}": v for i, one in enumerate(optimizer.state.values()) for k, v in one.items()}
+    return {"model": dict(model.state_dict()), "optimizer": moments}
+
+
+@torch.no_grad()
+def roll_back() -> None:
+    """Take over the newest checkpoint that passes every check."""
+    stored = ring.load_newest().stored
+    for part, tensors in state().items():
+        for name, tensor in tensors.items():
+            tensor.copy_(stored.parts[part][name])
+    meter.restore(stored.facts["applied"], meter.iteration)
+    panel.rebase(watched)
+
+
+panel.rebase(watched)
+for number in range(1, 401):
+    x = torch.randn(32, 8)
+    y = x.sum(1, keepdim=True).sin()
+    if number == 150:
+        x[3, 5] = torch.nan
+    if number == 250:
+        model[0].weight.data.mul_(1000)
+    meter.protect()
+    loss = nn.functional.mse_loss(model(x), y)
+    loss.backward()
+    meter.measure(SimpleNamespace(total=loss.detach(), parts={}, per_sample=None, times=None))
+    meter.step()
+    meter.settle(1e-2)
+    optimizer.zero_grad()
+    for vitals in meter.arrived():
+        judged = panel.judge(StepView(vitals, (), watched, alarm=number % 50 == 0))
+        for finding in judged.findings:
+            print(f"step {finding.step}: {finding.severity}: {finding.message}")
+        if judged.verdict >= Verdict.ROLL_BACK:
+            roll_back()
+            print(f"back to step {int(meter.applied)}")
+        elif number % 50 == 0:
+            ring.save(state(), {"applied": int(meter.applied)}, step=number, attempt=1)
+print(f"loss {loss.item():.4f} after {int(meter.applied)} updates")
