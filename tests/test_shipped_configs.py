@@ -22,7 +22,12 @@ def test_a_shipped_configuration_fits_itself(path: Path) -> None:
 
 def test_the_published_configuration_has_the_published_sizes() -> None:
     config = load(CONFIGS[0].parent / "radiodiff.toml")
-    diffusion, first = config.diffusion, config.first_stage
+    first_config = load(CONFIGS[0].parent / "radiodiff-first-stage.toml")
+    diffusion, first = config.diffusion, first_config.first_stage
+    assert (first_config.run.stages, config.run.stages) == ("first_stage", "diffusion")
+    assert (first_config.run.folder, first_config.data) == (config.run.folder, config.data)
+    assert first.model == config.first_stage.model, "one finds what the other left"
+    assert (first.training.loading.batch_size, first.training.micro_batches) == (2, 1)
     assert (diffusion.model.unet.dim, diffusion.model.unet.swin.depths) == (128, (2, 2, 18, 2))
     assert (diffusion.model.autoencoder.base_channels, diffusion.model.scale_factor) == (128, 0.3)
     assert (diffusion.training.optimizer.lr, diffusion.training.optimizer.power) == (5e-5, 0.96)

@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -35,6 +35,10 @@ class RunConfig(Section):
     name: Name = Field("radiodiff", description="The run's name, here and in the monitor.")
     project: Name = Field("default", description="Runs of one project are shown together.")
     folder: Path = Field(Path("runs/radiodiff"), description="All that the run leaves behind.")
+    stages: Literal["both", "first_stage", "diffusion"] = Field(
+        "both",
+        description="What `run` trains. The diffusion alone takes the autoencoder that lies in the folder.",
+    )
     seed: int = Field(0, ge=0, description="Fixes weights, noise and the order of the data.")
     device: str = Field("cpu", description="A torch device: cpu, cuda, cuda:1.")
     threads: int = Field(

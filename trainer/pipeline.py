@@ -8,12 +8,21 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from shared.events import Finding, RunEnded, Severity
-from trainer.build import Stage, build_loop, diffusion_of, first_stage_of, has_checkpoints, probe_batch
+from trainer.build import (
+    Stage,
+    build_loop,
+    diffusion_of,
+    first_stage_folder,
+    first_stage_of,
+    has_checkpoints,
+    probe_batch,
+)
 from trainer.checkpoint import NoValidCheckpoint
 from trainer.claim import claimed
 from trainer.config import Config
 from trainer.data.radiomaps import RadioMaps
 from trainer.data.variants import VARIANTS
+from trainer.ema import Ema
 from trainer.errors import ConfigError, ResumeRefused, StopRequested, TrainerError
 from trainer.evaluation import evaluate
 from trainer.loop import Loop, Observer
@@ -21,7 +30,8 @@ from trainer.radiodiff.diffusion import LatentDiffusion
 from trainer.radiodiff.first_stage import FirstStage
 from trainer.radiodiff.unet import Unet
 from trainer.ranks import Ranks, joined
-from trainer.summary import Summary
+from trainer.summary import StageSummary, Summary
+from trainer.trained import trained_first_stage
 from trainer.watchdog import Hang, Watchdog, end_process
 
 log = logging.getLogger(__name__)
@@ -29,10 +39,11 @@ log = logging.getLogger(__name__)
 Observers = Callable[[Stage], Sequence[Observer]]
 
 
-def train(config: Config, observers: Observers = lambda stage: ()) -> Summary | None:
-    """Train both stages, or go on where the run's folder says it was; answers the summary that is also saved.
+def train(config: Config, observers: Observers = lambda stage: ()) -> StageSummary | None:
+    """Train ``run.stages``, or go on where the run's folder says it was; answers the summary that is saved.
 
-    ``observers`` answers who watches a stage. Leaves ``summary.json`` and ``maps.png`` in the run's folder.
+    ``observers`` answers who watches a stage. Leaves ``summary.json`` and ``maps.png`` in the run's folder; a
+    first stage alone leaves ``summary.json`` in its own.
     Where torchrun started several ranks they train together; the first alone evaluates and answers.
 
     Raises:
@@ -51,12 +62,19 @@ def _claim(config: Config, stack: ExitStack) -> None:
     stack.enter_context(claimed(config.run.folder / "lock"))
 
 
-def _train(config: Config, observers: Observers, ranks: Ranks) -> Summary | None:
+def _train(config: Config, observers: Observers, ranks: Ranks) -> StageSummary | None:
     maps = RadioMaps(config.data, "train")
+    if config.run.stages == "first_stage":
+        return _train_first_stage_alone(config, maps, observers, ranks)
     held_out = RadioMaps(config.data, "test")
     # each checkpoint of the second stage holds the autoencoder that it works on
     begun = ranks.of_first(lambda: has_checkpoints(config.run.folder))
-    autoencoder = None if begun else train_first_stage(config, maps, observers, ranks)
+    autoencoder = None
+    if not begun and config.run.stages == "diffusion":
+        autoencoder = _autoencoder_in_folder(config)
+    elif not begun:
+        before, first_stage = _run_first_stage(config, maps, observers, ranks)
+        autoencoder = _averaged_autoencoder(before.state.ema, first_stage)
     loop, model = train_diffusion(config, maps, autoencoder, observers, ranks)
     kept = loop.recovery.ring.steps()
     if not ranks.is_first:
@@ -126,15 +144,49 @@ def set_up_torch(config: Config) -> None:
     torch.set_num_threads(config.run.threads)
 
 
-def train_first_stage(
+def _train_first_stage_alone(
     config: Config, maps: RadioMaps, observers: Observers, ranks: Ranks
-) -> Mapping[str, torch.Tensor]:
-    """The averaged weights of the trained autoencoder, by name."""
+) -> StageSummary | None:
+    loop, _ = _run_first_stage(config, maps, observers, ranks)
+    kept = loop.recovery.ring.steps()
+    if not ranks.is_first:
+        return None
+    summary = StageSummary.of_stage(loop)
+    summary.save(first_stage_folder(config))
+    _check_kept(loop, "finished", kept)
+    return summary
+
+
+def _run_first_stage(
+    config: Config, maps: RadioMaps, observers: Observers, ranks: Ranks
+) -> tuple[Loop, FirstStage]:
     stage = first_stage_of(config, maps)
     loop, model = run_stage(config, stage, observers(stage), ranks), stage.model
     assert isinstance(model, FirstStage)
-    with loop.state.ema.in_place_of(model):
+    return loop, model
+
+
+def _averaged_autoencoder(ema: Ema, model: FirstStage) -> Mapping[str, torch.Tensor]:
+    """The averaged weights of the autoencoder, by name."""
+    with ema.in_place_of(model):
         return {name: tensor.clone() for name, tensor in model.autoencoder.state_dict().items()}
+
+
+def _autoencoder_in_folder(config: Config) -> Mapping[str, torch.Tensor]:
+    """That of the first stage's newest trusted checkpoint, trained here or imported.
+
+    Raises:
+        ConfigError: there is none, or of another configuration. ResumeRefused: none can be trusted.
+    """
+    folder = first_stage_folder(config)
+    if not has_checkpoints(folder):
+        raise ConfigError(
+            f'run.stages is "diffusion", but there is no autoencoder in {folder}; train one there (the same '
+            'run.folder with run.stages = "first_stage"), or import one (python -m trainer import)'
+        )
+    trained = trained_first_stage(config)
+    log.info("run %s: works on the latents of %s in %s", config.run.name, trained.record.name, folder)
+    return _averaged_autoencoder(trained.ema, trained.model)
 
 
 def train_diffusion(

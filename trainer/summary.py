@@ -1,7 +1,7 @@
 """What a run came to: the page that is left behind as ``summary.json``."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,8 +29,8 @@ class RollbackSummary(BaseModel):
         return cls(steps_lost=event.steps_lost, **event.model_dump(include=set(cls.model_fields)))
 
 
-class Summary(BaseModel):
-    """Status, what went wrong, what it cost, and how good the maps are (NMSE: Σ error² / Σ truth²)."""
+class StageSummary(BaseModel):
+    """Status of one stage, what went wrong, and what it cost."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
@@ -42,9 +42,6 @@ class Summary(BaseModel):
     skipped_steps: int
     rollbacks: list[RollbackSummary]
     findings: list[Finding]
-    nmse: float
-    nmse_mean_map: float
-    evaluation: Evaluation
     fell_short: list[str] = []
 
     def as_json(self) -> str:
@@ -56,8 +53,8 @@ class Summary(BaseModel):
         replace_file(folder / "summary.json", self.as_json().encode())
 
     @classmethod
-    def of(cls, loop: Loop, evaluation: Evaluation) -> "Summary":
-        """From a loop that has ended."""
+    def of_stage(cls, loop: Loop, **more: Any) -> Self:
+        """From a loop that has ended; ``more`` are the fields of a larger summary."""
         record = loop.reporter.record
         return cls(
             run=loop.reporter.run,
@@ -68,6 +65,22 @@ class Summary(BaseModel):
             skipped_steps=record.skipped_steps,
             rollbacks=[RollbackSummary.of(one) for one in record.rollbacks],
             findings=record.findings,
+            **more,
+        )
+
+
+class Summary(StageSummary):
+    """The same of a whole training, and how good its maps are (NMSE: Σ error² / Σ truth²)."""
+
+    nmse: float
+    nmse_mean_map: float
+    evaluation: Evaluation
+
+    @classmethod
+    def of(cls, loop: Loop, evaluation: Evaluation) -> "Summary":
+        """From the second stage's loop, which has ended, and its evaluation."""
+        return cls.of_stage(
+            loop,
             nmse=evaluation.drawn.mean.nmse,
             nmse_mean_map=evaluation.mean_map.mean.nmse,
             evaluation=evaluation,

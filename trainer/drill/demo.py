@@ -60,7 +60,7 @@ def demo(
         story = [] if resume else _story(chosen, url)
         always = [progress] if progress else []
         summary = train(chosen, lambda stage: [*(story if stage.run == chosen.run.name else ()), *always])
-        assert summary is not None, "the demo is one process"
+        assert isinstance(summary, Summary), "the demo is one process, and trains both stages"
         if not resume:
             summary.fell_short = fell_short(summary)
             summary.save(folder)
