@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple
 from enum import IntEnum
 from typing import Any
 
@@ -35,7 +36,10 @@ from monitor_service.errors import (
 from monitor_service.opening import listen, open_database, shown_url
 from monitor_service.serving import check_certificate, run_until_signal
 from monitor_service.settings import PREFIX, ClientSettings, Settings
+from monitor_service.store import Store, open_engine
 from monitor_service.tokens import Scope
+from monitor_service.upkeep import Done, keep_up
+from shared.base import utc_now
 
 
 class ExitCode(IntEnum):
@@ -93,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", help="address to listen on (TRAINHEALTH_HOST; default 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port, 0 for any free one (TRAINHEALTH_PORT; default 8321)")
     migrate = _add(commands, "migrate", _migrate, "bring the database up to date and end")
-    for command in (serve, migrate):
+    compact = _add(commands, "compact", _compact, "pack what was received, delete what is too old, and end")
+    for command in (serve, migrate, compact):
         command.add_argument("--database-url", help="SQLAlchemy URL (TRAINHEALTH_DATABASE_URL)")
 
     _add_token_commands(commands)
@@ -153,6 +158,21 @@ def _migrate(arguments: argparse.Namespace) -> None:
     revision = open_database(settings.database_url)
     database = shown_url(settings.database_url)
     say(arguments, {"database_url": database, "revision": revision}, f"{database} is at revision {revision}")
+
+
+def _compact(arguments: argparse.Namespace) -> None:
+    settings = _settings(arguments)
+    open_database(settings.database_url)
+    store = Store(open_engine(settings.database_url), queue_size=1, observe=lambda requests, seconds: None)
+    store.start()
+    try:
+        done = Done()
+        while (some := keep_up(store, utc_now(), settings, is_everything_idle=True)) != Done():
+            done = Done(*(a + b for a, b in zip(astuple(done), astuple(some), strict=True)))
+    finally:
+        store.close()
+    words = f"{done.batches} batches compacted, points of {done.blocks} blocks and {done.runs} runs deleted"
+    say(arguments, asdict(done), words)
 
 
 def _token_create(arguments: argparse.Namespace) -> None:

@@ -70,6 +70,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     watching = [
         asyncio.create_task(watchdog.keep_looking(monitor.store, monitor.clock, monitor.settings)),
         asyncio.create_task(watchdog.keep_ringing(monitor.store, monitor.bell, monitor.settings)),
+        asyncio.create_task(watchdog.keep_upkeep(monitor.store, monitor.clock, monitor.settings)),
     ]
     try:
         yield

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from monitor_service.series import Bools, Floats, Ints, Points
+from monitor_service.rows import Bools, Floats, Ints, Points
 
 
 def by_time(points: Points, from_time: float | None, to_time: float | None) -> Points:

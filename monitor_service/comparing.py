@@ -11,7 +11,7 @@ from monitor_service import points
 from monitor_service.axes import StepGrid
 from monitor_service.errors import NotFound
 from monitor_service.queries import run_row, summary
-from monitor_service.series import Points
+from monitor_service.rows import Points
 from monitor_service.series_query import cell_columns
 from monitor_service.views import RunSummary
 from shared.base import Message

@@ -1,14 +1,18 @@
-"""Reads the points of stored series: which blobs are needed, and which of their steps are in force."""
+"""Reads the points of stored series: from blocks, and from the batches that are not compacted yet."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+import numpy as np
+from sqlalchemy import ColumnElement, Connection, Row, select
 
-from monitor_service import series, tables
+from monitor_service import blocks, series, tables
+from monitor_service.blocks import HEADER, Headers
 from monitor_service.errors import NotFound, wrong_query
-from monitor_service.series import Points, Stretch
+from monitor_service.rows import Points, Rows, chain, merge
+from monitor_service.series import Buckets, Stretch
 
 EFFECTIVE, ALL = "effective", "all"
 
@@ -23,6 +27,8 @@ def read(
 ) -> dict[str, Points]:
     """Points of each series in ``names``, sorted by step (by attempt first, with ``all``).
 
+    Of a stretch whose points are no longer kept (only buckets are) there are none.
+
     Args:
         attempt: ``effective`` (without abandoned steps), ``all``, or one attempt's number.
         from_step, to_step: both included.
@@ -32,19 +38,39 @@ def read(
         InvalidMessage: ``attempt`` is something else.
     """
     _refuse_unknown(run, names)
-    number = _number(attempt)
-    stretches = _stretches(connection, run.id) if attempt == EFFECTIVE else None
-    if stretches is not None:
-        stretches = [stretch for stretch in stretches if _touches(stretch, from_step, to_step)]
     parts: dict[str, list[Points]] = {name: [] for name in names}
-    for row in connection.execute(_blobs(run.id, number, from_step, to_step)):
-        if stretches is None or any(_overlaps(row, stretch) for stretch in stretches):
-            for name, points in series.unpack(row.payload, row.attempt, names).items():
-                parts[name].append(points)
-    found = {name: series.within(series.join(some), from_step, to_step) for name, some in parts.items()}
-    if stretches is None:
-        return found
-    return {name: series.effective(points, stretches) for name, points in found.items()}
+    for stretch in _stretches(connection, run.id, attempt, from_step, to_step):
+        stored = _Stored(connection, run.id, names, stretch)
+        rows = merge([*stored.load(stored.touched()), *stored.batches()]).within(stretch.first, stretch.last)
+        for name in names:
+            parts[name].append(rows.points(name, stretch.attempt))
+    return {name: chain(some) for name, some in parts.items()}
+
+
+def gather(
+    connection: Connection,
+    run: Row[Any],
+    names: Sequence[str],
+    buckets: int,
+    attempt: str,
+    from_step: int | None,
+    to_step: int | None,
+) -> dict[str, Buckets]:
+    """Each series as at most ``buckets`` ranges of steps; arguments and errors as of ``read``.
+
+    Blocks that fit into one range are told by their headers; only the others are unpacked.
+    """
+    _refuse_unknown(run, names)
+    parts: dict[str, list[Headers]] = {name: [np.empty(0, HEADER)] for name in names}
+    looked = []
+    for stretch in _stretches(connection, run.id, attempt, from_step, to_step):
+        stored = _Stored(connection, run.id, names, stretch)
+        looked.append(_Look(stored, stored.touched(), merge(stored.batches()), stored.headers()))
+    width = _width([look.ends(name) for look in looked for name in names], buckets)
+    for look in looked:
+        for name, headers in look.told(width).items():
+            parts[name].append(headers)
+    return {name: series.gather(np.concatenate(some), buckets) for name, some in parts.items()}
 
 
 def _refuse_unknown(run: Row[Any], names: Sequence[str]) -> None:
@@ -62,32 +88,152 @@ def _number(attempt: str) -> int | None:
     return int(attempt)
 
 
-def _stretches(connection: Connection, run_id: int) -> list[Stretch]:
-    known = tables.attempts.c
-    rows = connection.execute(select(known.attempt, known.start_step).where(known.run_id == run_id))
-    return series.effective_stretches((row.attempt, row.start_step) for row in rows)
+def _stretches(
+    connection: Connection, run_id: int, attempt: str, from_step: int | None, to_step: int | None
+) -> list[Stretch]:
+    """What to read of which attempt, cut to the range asked for, in the order of steps (or of attempts)."""
+    number, known = _number(attempt), tables.attempts.c
+    query = select(known.attempt, known.start_step).where(known.run_id == run_id)
+    starts = [(row.attempt, row.start_step) for row in connection.execute(query.order_by(known.attempt))]
+    if attempt == EFFECTIVE:
+        found = series.effective_stretches(starts)
+    else:
+        found = [Stretch(one, 0, None) for one, _ in starts if number in (None, one)]
+    cut = [_cut(stretch, from_step, to_step) for stretch in found]
+    return [stretch for stretch in cut if stretch.last is None or stretch.first <= stretch.last]
 
 
-def _blobs(run_id: int, attempt: int | None, from_step: int | None, to_step: int | None) -> Any:
-    """Blobs in the order of sending: of a step that was sent twice the later one counts."""
-    known = tables.batches.c
-    query = select(known.attempt, known.first_step, known.last_step, known.payload).where(
-        known.run_id == run_id, known.payload.is_not(None)
-    )
-    if attempt is not None:
-        query = query.where(known.attempt == attempt)
-    if from_step is not None:
-        query = query.where(known.last_step >= from_step)
-    if to_step is not None:
-        query = query.where(known.first_step <= to_step)
-    return query.order_by(known.attempt, known.session, known.seq)
+def _cut(stretch: Stretch, from_step: int | None, to_step: int | None) -> Stretch:
+    lasts = [step for step in (stretch.last, to_step) if step is not None]
+    return Stretch(stretch.attempt, max(stretch.first, from_step or 0), min(lasts, default=None))
 
 
-def _touches(stretch: Stretch, from_step: int | None, to_step: int | None) -> bool:
-    ends_before = from_step is not None and stretch.last is not None and stretch.last < from_step
-    begins_after = to_step is not None and stretch.first > to_step
-    return not ends_before and not begins_after
+@dataclass(frozen=True)
+class _Stored:
+    """What is stored of some series in one stretch."""
+
+    connection: Connection
+    run_id: int
+    names: Sequence[str]
+    stretch: Stretch
+
+    def batches(self) -> list[Rows]:
+        """Batches that are not compacted yet."""
+        known = tables.batches.c
+        query = select(known.session, known.seq, known.payload).where(
+            *self._touching(known), known.payload.is_not(None)
+        )
+        found = [series.unpack(row.payload, row.session, row.seq, self.names) for row in self._all(query)]
+        return [rows.within(self.stretch.first, self.stretch.last) for rows in found]
+
+    def touched(self) -> Sequence[Row[Any]]:
+        """Blocks that touch the stretch, by step."""
+        known = tables.blocks.c
+        query = select(known.id, known.first_step, known.last_step, known.axis.is_not(None).label("is_kept"))
+        return self._all(query.where(*self._touching(known)).order_by(known.first_step))
+
+    def load(self, some: Iterable[Row[Any]]) -> list[Rows]:
+        """The rows of these blocks; blocks of which only the headers are kept have none."""
+        axes, packed = self._payloads([block.id for block in some if block.is_kept])
+        return [blocks.with_chunks(blocks.unpack_axis(axes[id_]), packed[id_]) for id_ in axes]
+
+    def headers(self) -> dict[str, dict[int, bytes]]:
+        """The header of each chunk, by series and block."""
+        known = tables.chunks.c
+        query = (
+            select(tables.series.c.name, known.block_id, known.header)
+            .join_from(tables.blocks, tables.chunks, known.block_id == tables.blocks.c.id)
+            .join(tables.series, tables.series.c.id == known.series_id)
+            .where(*self._touching(tables.blocks.c), *self._named())
+        )
+        found: dict[str, dict[int, bytes]] = {name: {} for name in self.names}
+        for row in self._all(query):
+            found[row.name][row.block_id] = row.header
+        return found
+
+    def _payloads(self, ids: Sequence[int]) -> tuple[dict[int, bytes], dict[int, dict[str, bytes]]]:
+        axes: dict[int, bytes] = {}
+        packed: dict[int, dict[str, bytes]] = {id_: {} for id_ in ids}
+        known = tables.chunks.c
+        for begin in range(0, len(ids), 500):
+            some = ids[begin : begin + 500]
+            query = select(tables.blocks.c.id, tables.blocks.c.axis).where(tables.blocks.c.id.in_(some))
+            axes.update({row.id: row.axis for row in self._all(query) if row.axis is not None})
+            chunks = (
+                select(known.block_id, tables.series.c.name, known.payload)
+                .join(tables.series, tables.series.c.id == known.series_id)
+                .where(known.block_id.in_(some), *self._named())
+            )
+            for row in self._all(chunks):
+                packed[row.block_id][row.name] = row.payload
+        return axes, packed
+
+    def _named(self) -> list[ColumnElement[bool]]:
+        return [tables.series.c.run_id == self.run_id, tables.series.c.name.in_(self.names)]
+
+    def _touching(self, known: Any) -> Iterator[ColumnElement[bool]]:
+        """Conditions on ``batches`` or ``blocks``."""
+        yield known.run_id == self.run_id
+        yield known.attempt == self.stretch.attempt
+        yield known.last_step >= self.stretch.first
+        if self.stretch.last is not None:
+            yield known.first_step <= self.stretch.last
+
+    def _all(self, query: Any) -> Sequence[Row[Any]]:
+        return self.connection.execute(query).all()
 
 
-def _overlaps(row: Row[Any], stretch: Stretch) -> bool:
-    return row.attempt == stretch.attempt and _touches(stretch, row.first_step, row.last_step)
+@dataclass(frozen=True)
+class _Look:
+    """A stretch before it is decided which of its blocks are unpacked."""
+
+    stored: _Stored
+    blocks: Sequence[Row[Any]]
+    tail: Rows
+    headers: dict[str, dict[int, bytes]]
+
+    def ends(self, name: str) -> tuple[int, int] | None:
+        """First and last step of a series; a block that the stretch cuts counts up to the cut."""
+        stretch = self.stored.stretch
+        headers = _as_array(self.headers[name].values())
+        steps = self.tail.points(name, 0).step
+        if not len(headers) and not len(steps):
+            return None
+        first = min([*headers["first_step"].tolist(), *steps[:1].tolist()])
+        last = max([*headers["last_step"].tolist(), *steps[-1:].tolist()])
+        return max(first, stretch.first), last if stretch.last is None else min(last, stretch.last)
+
+    def told(self, width: int) -> dict[str, Headers]:
+        """For each series headers of whole blocks, and of single points where blocks are unpacked."""
+        unpacked = [block for block in self.blocks if self._must_unpack(block, width)]
+        stretch, ids = self.stored.stretch, {block.id for block in unpacked}
+        rows = merge([*self.stored.load(unpacked), self.tail]).within(stretch.first, stretch.last)
+        found = {}
+        for name, headers in self.headers.items():
+            whole = _as_array(header for id_, header in headers.items() if id_ not in ids)
+            points = rows.points(name, stretch.attempt)
+            found[name] = np.concatenate([whole, series.as_headers(points)])
+        return found
+
+    def _must_unpack(self, block: Row[Any], width: int) -> bool:
+        """It is wider than a range, cut by the stretch, or mixed with batches that came late."""
+        stretch = self.stored.stretch
+        is_cut = block.first_step < stretch.first or (
+            stretch.last is not None and block.last_step > stretch.last
+        )
+        is_wide = block.last_step - block.first_step + 1 > width
+        begin, end = np.searchsorted(self.tail.step, [block.first_step, block.last_step + 1])
+        return bool(block.is_kept and (is_cut or is_wide or begin < end))
+
+
+def _as_array(headers: Iterable[bytes]) -> Headers:
+    return np.frombuffer(b"".join(headers), HEADER)
+
+
+def _width(ends: Iterable[tuple[int, int] | None], buckets: int) -> int:
+    """Steps in a range, over all that was asked for."""
+    known = [one for one in ends if one is not None]
+    if not known:
+        return 1
+    first, last = min(first for first, _ in known), max(last for _, last in known)
+    return -(-(last - first + 1) // buckets)

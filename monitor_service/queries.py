@@ -7,12 +7,11 @@ from typing import Any
 from sqlalchemy import Connection, Row, select
 
 from monitor_service import checkpoints as checkpoint_notes
-from monitor_service import points, tables
+from monitor_service import ledger, points, tables
 from monitor_service.commands import as_command
 from monitor_service.errors import NotFound, wrong_query
 from monitor_service.facts import Facts
 from monitor_service.health import RunStatus
-from monitor_service.series import gather
 from monitor_service.views import (
     AttemptView,
     BucketColumns,
@@ -25,15 +24,19 @@ from monitor_service.views import (
     Cost,
     EventPage,
     EventView,
+    Gap,
     HealthView,
     LastGood,
     RawColumns,
     RawSeries,
     RunDetail,
+    SessionPage,
+    SessionView,
     TransitionView,
 )
 from shared.commands import OPEN_COMMAND_STATES
 from shared.events import Severity
+from shared.exchange import OutboxCounts
 
 
 def run_detail(connection: Connection, run: str) -> RunDetail:
@@ -95,8 +98,8 @@ def bucket_series(
     """Some series as at most ``buckets`` ranges of steps each; one stretch at a time, so not with ``all``."""
     if attempt == points.ALL:
         raise wrong_query("attempt", attempt, "buckets go with 'effective' or the number of an attempt")
-    found = points.read(connection, run_row(connection, run), names, attempt, from_step, to_step)
-    columns = {name: BucketColumns.of(gather(some, buckets)) for name, some in found.items()}
+    found = points.gather(connection, run_row(connection, run), names, buckets, attempt, from_step, to_step)
+    columns = {name: BucketColumns.of(some) for name, some in found.items()}
     return BucketSeries.model_construct(run=run, attempt=attempt, series=columns)
 
 
@@ -120,6 +123,23 @@ def events(
         query = query.where(known.severity.in_(severities))
     rows = connection.execute(query.order_by(order).limit(limit)).all()
     return EventPage(items=[_event(row) for row in rows])
+
+
+def sessions(connection: Connection, run: str) -> SessionPage:
+    """What was received from each session, and what is missing."""
+    told = [
+        SessionView(
+            session=one.session,
+            last_seq=one.last_seq,
+            received=one.received,
+            missing=one.missing,
+            gaps=[Gap(first_seq=first, last_seq=last) for first, last in one.gaps],
+            outbox=OutboxCounts.model_validate_json(one.outbox),
+            received_at=one.received_at,
+        )
+        for one in ledger.sessions(connection, run_row(connection, run).id)
+    ]
+    return SessionPage(items=told)
 
 
 def checkpoints(connection: Connection, run: str) -> CheckpointPage:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, Row, insert, select, update
 
-from monitor_service import checkpoints, commands, policy, series, tables
+from monitor_service import checkpoints, commands, ledger, policy, series, tables
 from monitor_service.errors import Conflict, NotFound, StoreUnavailable
 from monitor_service.facts import Facts
 from monitor_service.health import OVER, Health, RunStatus, assess
@@ -148,12 +148,8 @@ def _hold(connection: Connection, name: str) -> Row[Any]:
 
 
 def _is_known(connection: Connection, run: Row[Any], incoming: Incoming) -> bool:
-    batch, known = incoming.batch, tables.batches.c
-    digest = connection.scalar(
-        select(known.digest).where(
-            known.run_id == run.id, known.session == batch.session, known.seq == batch.seq
-        )
-    )
+    batch = incoming.batch
+    digest = ledger.digest_of(connection, run.id, batch.session, batch.seq)
     if digest is not None and digest != incoming.digest:
         raise Conflict(
             f"run {run.name!r} session {batch.session!r} sent another batch with seq {batch.seq} before; "

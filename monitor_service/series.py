@@ -9,13 +9,13 @@ import hashlib
 import json
 import struct
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from monitor_service.blocks import HEADER, NONFINITE, Headers
+from monitor_service.rows import Floats, Ints, Points, Rows, Values
 from shared.exchange import Columns
 
 if sys.version_info >= (3, 14):
@@ -27,10 +27,6 @@ CODEC_ZSTD = 1
 """Written beside each blob, so that another way to pack can come later."""
 
 LEVEL = 3
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 _LENGTH = struct.Struct("<I")
 
@@ -60,18 +56,8 @@ def pack(columns: Columns) -> Packed:
     return Packed(zstd.compress(raw, LEVEL), hashlib.blake2b(raw, digest_size=16).digest())
 
 
-@dataclass(frozen=True)
-class Points:
-    """Points of one series in the order of steps (of attempts first, where several are kept)."""
-
-    attempt: Ints
-    step: Ints
-    time: Floats
-    value: Floats
-
-
-def unpack(payload: bytes, attempt: int, names: Collection[str]) -> dict[str, Points]:
-    """The points of those series in ``names`` that the blob holds; rows without a value are left out."""
+def unpack(payload: bytes, session: str, seq: int, names: Collection[str] | None = None) -> Rows:
+    """The rows of a blob, with those of its series that are in ``names``, or with all."""
     raw = zstd.decompress(payload)
     (length,) = _LENGTH.unpack_from(raw)
     head = json.loads(raw[_LENGTH.size : _LENGTH.size + length])
@@ -83,50 +69,15 @@ def unpack(payload: bytes, attempt: int, names: Collection[str]) -> dict[str, Po
     for name, has_gaps in head["series"]:
         value = np.frombuffer(raw, "<f8", rows, offset)
         offset += 8 * rows
-        present: Any = slice(None)
+        is_there = np.ones(rows, bool)
         if has_gaps:
             num_bytes = (rows + 7) // 8
             bits = np.frombuffer(raw, np.uint8, num_bytes, offset)
-            present = np.unpackbits(bits, count=rows).astype(bool)
+            is_there = np.unpackbits(bits, count=rows).astype(bool)
             offset += num_bytes
-        if name in names:
-            kept = value[present]
-            found[name] = Points(np.full(len(kept), attempt), step[present], time[present], kept)
-    return found
-
-
-def join(parts: Sequence[Points]) -> Points:
-    """Parts of one series as one, sorted by attempt and step; of a step sent twice the later part counts."""
-    if not parts:
-        nothing = np.empty(0, np.int64)
-        return Points(nothing, nothing, np.empty(0), np.empty(0))
-    attempt, step, time, value = (
-        np.concatenate([getattr(part, column) for part in parts])
-        for column in ("attempt", "step", "time", "value")
-    )
-    order = np.lexsort((step, attempt))  # stable: equal steps stay in the order of the parts
-    attempt, step, time, value = attempt[order], step[order], time[order], value[order]
-    is_last = np.ones(len(step), bool)
-    is_last[:-1] = (step[1:] != step[:-1]) | (attempt[1:] != attempt[:-1])
-    return Points(attempt[is_last], step[is_last], time[is_last], value[is_last])
-
-
-def within(points: Points, from_step: int | None, to_step: int | None) -> Points:
-    """Points from one step to another, both included."""
-    return _where(points, _in_range(points.step, from_step, to_step))
-
-
-def _in_range(step: Ints, from_step: int | None, to_step: int | None) -> Bools:
-    kept = np.ones(len(step), bool)
-    if from_step is not None:
-        kept &= step >= from_step
-    if to_step is not None:
-        kept &= step <= to_step
-    return kept
-
-
-def _where(points: Points, kept: Bools) -> Points:
-    return Points(points.attempt[kept], points.step[kept], points.time[kept], points.value[kept])
+        if names is None or name in names:
+            found[name] = Values(value, is_there)
+    return Rows(step, time, (session,), np.zeros(rows, np.int64), np.full(rows, seq), found)
 
 
 @dataclass(frozen=True)
@@ -153,20 +104,6 @@ def effective_stretches(starts: Iterable[tuple[int, int]]) -> list[Stretch]:
     return stretches[::-1]
 
 
-def effective(points: Points, stretches: Iterable[Stretch]) -> Points:
-    """Points of all attempts, without the abandoned ones; sorted by step."""
-    kept = np.zeros(len(points.step), bool)
-    for stretch in stretches:
-        kept |= (points.attempt == stretch.attempt) & _in_range(points.step, stretch.first, stretch.last)
-    alive = _where(points, kept)
-    order = np.argsort(alive.step, kind="stable")
-    return _where_order(alive, order)
-
-
-def _where_order(points: Points, order: NDArray[np.intp]) -> Points:
-    return Points(points.attempt[order], points.step[order], points.time[order], points.value[order])
-
-
 @dataclass(frozen=True)
 class Buckets:
     """Points gathered by ranges of steps; ``min`` and ``max`` are NaN where no value is finite."""
@@ -180,27 +117,51 @@ class Buckets:
     nonfinite: Ints
 
 
-def gather(points: Points, buckets: int) -> Buckets:
-    """At most ``buckets`` ranges of equally many steps, of points sorted by step; empty ones are left out."""
-    if not len(points.step):
+def as_headers(points: Points) -> Headers:
+    """Each point as the header of a chunk that holds nothing else."""
+    headers = np.zeros(len(points.step), HEADER)
+    is_finite = np.isfinite(points.value)
+    headers["first_step"] = headers["last_step"] = points.step
+    headers["min"] = headers["max"] = np.where(is_finite, points.value, np.nan)
+    headers["last"] = points.value
+    headers["count"] = 1
+    headers["nan"] = ~is_finite  # a bucket tells the sum of the three only
+    return headers
+
+
+def bucket_width(headers: Headers, buckets: int) -> int:
+    """Steps in each of at most ``buckets`` equal ranges over all of ``headers``, which are not empty."""
+    first, last = int(headers["first_step"].min()), int(headers["last_step"].max())
+    return -(-(last - first + 1) // buckets)
+
+
+def gather(headers: Headers, buckets: int) -> Buckets:
+    """At most ``buckets`` ranges of equally many steps; empty ones are left out.
+
+    A chunk belongs to the range that its first step is in: where it reaches beyond, the edge moves with it.
+    Single points never do.
+    """
+    if not len(headers):
         nothing, empty = np.empty(0, np.int64), np.empty(0)
         return Buckets(nothing, nothing, empty, empty, empty, nothing, nothing)
-    first, last = int(points.step[0]), int(points.step[-1])
-    width = -(-(last - first + 1) // buckets)
-    bucket = (points.step - first) // width
+    headers = headers[np.argsort(headers["first_step"], kind="stable")]
+    width = bucket_width(headers, buckets)
+    first, last = int(headers["first_step"][0]), int(headers["last_step"].max())
+    bucket = (headers["first_step"] - first) // width
     begins = np.flatnonzero(np.diff(bucket, prepend=-1))
-    is_finite = np.isfinite(points.value)
-    count = np.diff(begins, append=len(bucket))
-    finite = np.add.reduceat(is_finite.astype(np.int64), begins)
-    low = np.minimum.reduceat(np.where(is_finite, points.value, np.inf), begins)
-    high = np.maximum.reduceat(np.where(is_finite, points.value, -np.inf), begins)
+    low, high = (np.fmin.reduceat(headers["min"], begins), np.fmax.reduceat(headers["max"], begins))
+    count = np.add.reduceat(headers["count"].astype(np.int64), begins)
+    nonfinite = sum(headers[kind].astype(np.int64) for kind in NONFINITE)
     step_from = first + bucket[begins] * width
+    step_to = np.minimum(step_from + (width - 1), last)
+    step_to = np.maximum(step_to, np.maximum.reduceat(headers["last_step"], begins))
+    step_from[1:] = np.maximum(step_from[1:], step_to[:-1] + 1)
     return Buckets(
         step_from=step_from,
-        step_to=np.minimum(step_from + (width - 1), last),
-        min=np.where(finite > 0, low, np.nan),
-        max=np.where(finite > 0, high, np.nan),
-        last=points.value[begins + count - 1],
+        step_to=step_to,
+        min=low,
+        max=high,
+        last=headers["last"][np.append(begins[1:], len(headers)) - 1],
         count=count,
-        nonfinite=count - finite,
+        nonfinite=np.add.reduceat(nonfinite, begins),
     )

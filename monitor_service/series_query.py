@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from monitor_service import points, queries
 from monitor_service.axes import Cells, TimeGrid, by_time
 from monitor_service.errors import wrong_query
-from monitor_service.series import Points
+from monitor_service.rows import Points
 from monitor_service.views import BucketSeries, RawColumns, RawSeries
 from shared.base import Message
 

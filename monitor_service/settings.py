@@ -146,7 +146,26 @@ class AccessConfig(BaseModel):
             return False
 
 
-class Settings(FromEnvironment, HealthConfig, PolicyConfig, AccessConfig):
+class StorageConfig(BaseModel):
+    """How long what was received is kept, and when it is packed."""
+
+    compact_interval_s: float = Field(
+        5.0, gt=0, description="Pause between looks for batches to compact, seconds."
+    )
+    compact_idle_s: float = Field(
+        60.0, ge=0, description="A run silent for this long has its last batches compacted, seconds."
+    )
+    keep_points_days: float | None = Field(
+        None,
+        gt=0,
+        description="Points older than this leave; headers stay, one for 1,000 points. None: never.",
+    )
+    keep_runs_days: float | None = Field(
+        None, gt=0, description="Runs that ended before this leave, with all that they sent. None: never."
+    )
+
+
+class Settings(FromEnvironment, HealthConfig, PolicyConfig, AccessConfig, StorageConfig):
     """The monitor's settings; tests pass values, everything else comes from the environment."""
 
     database_url: str = Field("sqlite:///trainhealth.db", description="SQLAlchemy URL of the database.")

@@ -22,6 +22,7 @@ GROUP = 256
 
 PRAGMAS = (
     "busy_timeout = 5000",  # first: the next line may have to wait for another process
+    "auto_vacuum = INCREMENTAL",  # heeded by a file without tables only; upkeep gives free pages back
     "journal_mode = WAL",
     "synchronous = NORMAL",  # a killed process loses nothing; a power cut may lose the last commits
     "foreign_keys = ON",

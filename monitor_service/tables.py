@@ -1,6 +1,6 @@
 """The tables, as SQLAlchemy Core sees them; the same on SQLite and PostgreSQL.
 
-Measured numbers never stand in a float column: SQLite turns NaN into NULL. They are in ``batches.payload``
+Measured numbers never stand in a float column: SQLite turns NaN into NULL. They are in payloads and headers
 (IEEE bytes) or in JSON text written by pydantic, where NaN is ``"NaN"``.
 """
 
@@ -86,6 +86,7 @@ runs = Table(
     Column("reasons", Text, nullable=False),  # JSON list of sentences behind the status
     Column("facts", Text, nullable=False),  # JSON of facts.Facts: what the status follows from
     Column("series_names", Text, nullable=False),  # JSON list, sorted
+    Column("compactions", BigInteger, nullable=False, server_default="0"),  # compare and set by each
 )
 
 attempts = Table(
@@ -118,6 +119,74 @@ batches = Table(
     Column("payload", LargeBinary),  # series.encode; NULL in a batch without steps
     UniqueConstraint("run_id", "session", "seq"),
     Index(None, "run_id", "attempt", "first_step"),
+    Index(None, "run_id", "attempt", "num_steps"),  # what waits for compaction, without the payloads
+)
+"""Batches as they came, until they are compacted into blocks and written down in the ledger."""
+
+ledger = Table(
+    "ledger",
+    metadata,
+    _of_run(is_key=True),
+    Column("session", String(64), primary_key=True),
+    Column("first_seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("last_seq", BigInteger, nullable=False),
+    Column("digests", LargeBinary, nullable=False),  # 16 bytes for each seq from first to last
+    Column("outbox", Text, nullable=False),  # of the last seq
+    Column("received_at", UtcDateTime, nullable=False),  # of the batch received last
+)
+
+series = Table(
+    "series",
+    metadata,
+    Column("id", Id, primary_key=True),
+    _of_run(),
+    Column("name", String(200), nullable=False),
+    UniqueConstraint("run_id", "name"),
+)
+
+blocks = Table(
+    "blocks",
+    metadata,
+    Column("id", Id, primary_key=True),
+    _of_run(),
+    Column("attempt", BigInteger, nullable=False),
+    Column("first_step", BigInteger, nullable=False),
+    Column("last_step", BigInteger, nullable=False),
+    Column("num_rows", Integer, nullable=False),
+    Column("received_at", UtcDateTime, nullable=False),  # of the batch received last
+    Column("codec", SmallInteger, nullable=False),
+    Column("axis", LargeBinary),  # blocks.pack_axis; NULL once only headers are kept
+    Index(None, "run_id", "attempt", "first_step"),
+)
+
+chunks = Table(
+    "chunks",
+    metadata,
+    Column(
+        "block_id",
+        Id,
+        ForeignKey("blocks.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column(
+        "series_id",
+        Id,
+        ForeignKey("series.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+        index=True,
+    ),
+    Column("header", LargeBinary, nullable=False),  # blocks.HEADER
+    Column("payload", LargeBinary),  # blocks.pack_values; NULL once only headers are kept
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(100), primary_key=True),
+    Column("holder", String(100), nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
 )
 
 events = Table(

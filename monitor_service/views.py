@@ -6,10 +6,12 @@ from typing import Any
 from pydantic import Field
 
 from monitor_service.health import RunStatus
-from monitor_service.series import Buckets, Points
+from monitor_service.rows import Points
+from monitor_service.series import Buckets
 from shared.base import Message, Moment
 from shared.commands import Command, CommandState
 from shared.events import CheckpointState
+from shared.exchange import OutboxCounts
 
 
 class Cost(Message):
@@ -217,6 +219,31 @@ class CheckpointView(Message):
     seconds: float | None
     failed_check: str | None
     time: Moment
+
+
+class Gap(Message):
+    """Batches that did not come, both ends included."""
+
+    first_seq: int
+    last_seq: int
+
+
+class SessionView(Message):
+    """What came from one life of one trainer process."""
+
+    session: str
+    last_seq: int
+    received: int = Field(description="Batches stored.")
+    missing: int = Field(description="Batches below ``last_seq`` that did not come, so far.")
+    gaps: list[Gap] = Field(description="Which they are; the first 100 ranges.")
+    outbox: OutboxCounts = Field(description="What the trainer's outbox had to tell in its last batch.")
+    received_at: Moment
+
+
+class SessionPage(Message):
+    """Sessions of a run, the one heard last first."""
+
+    items: list[SessionView]
 
 
 class CheckpointPage(Message):

@@ -8,7 +8,7 @@ from functools import partial
 
 from sqlalchemy import Connection, select
 
-from monitor_service import commands, runs, tables
+from monitor_service import commands, runs, tables, upkeep
 from monitor_service.bell import Bell
 from monitor_service.facts import Facts
 from monitor_service.health import OVER, assess
@@ -66,7 +66,14 @@ async def keep_ringing(store: Store, bell: Bell, settings: Settings) -> None:
             await _survive("command poll", lambda: ring_for_new_commands(store, bell))
 
 
-async def _survive(name: str, work: Callable[[], None]) -> None:
+async def keep_upkeep(store: Store, clock: Callable[[], datetime], settings: Settings) -> None:
+    """``upkeep.keep_up`` for ever."""
+    while True:
+        await asyncio.sleep(settings.compact_interval_s)
+        await _survive("upkeep", lambda: upkeep.keep_up(store, clock(), settings))
+
+
+async def _survive(name: str, work: Callable[[], object]) -> None:
     """Whatever fails now, the next look must come: a watchdog that ended in silence would watch nothing."""
     try:
         await asyncio.to_thread(work)

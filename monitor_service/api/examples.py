@@ -101,6 +101,19 @@ ANSWERS: dict[str, dict[str, Any]] = {
         "items": [{"incident": INCIDENT, "attempt": 1, "first_told": AT, "last_told": AT, "tellings": 2}],
         "cost": {"incidents": 1, "open": 0, "steps_lost": 0, "seconds_lost": 0.0},
     },
+    "SessionPage": {
+        "items": [
+            {
+                "session": "5f0c",
+                "last_seq": 9,
+                "received": 7,
+                "missing": 2,
+                "gaps": [{"first_seq": 3, "last_seq": 4}],
+                "outbox": {"pending_batches": 2},
+                "received_at": AT,
+            }
+        ]
+    },
     "CheckpointPage": {
         "items": [
             {

@@ -21,6 +21,7 @@ from monitor_service.views import (
     HealthView,
     RunDetail,
     RunPage,
+    SessionPage,
 )
 from shared.events import Severity
 
@@ -85,6 +86,12 @@ def events(
 def checkpoints(run: RunName, connection: ConnectionDep) -> Response:
     """Checkpoints with their latest state."""
     return answer(queries.checkpoints(connection, run))
+
+
+@router.get("/runs/{run}/sessions", response_model=SessionPage)
+def sessions(run: RunName, connection: ConnectionDep) -> Response:
+    """Which batches came from each life of the trainer, and which are missing."""
+    return answer(queries.sessions(connection, run))
 
 
 @router.get("/runs/{run}/findings", response_model=EventPage)

@@ -9,17 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor_service.series import (
-    Buckets,
-    Points,
-    effective,
-    effective_stretches,
-    gather,
-    join,
-    pack,
-    unpack,
-    within,
-)
+from monitor_service.rows import Points, Rows, Values, merge
+from monitor_service.series import Buckets, as_headers, effective_stretches, gather, pack, unpack
 from shared.exchange import Columns
 
 QUIET = settings(max_examples=50, deadline=None)
@@ -50,12 +41,13 @@ def test_every_double_comes_back_bit_for_bit_and_gaps_stay_gaps(
     columns = Columns(
         step=steps, time=[float(step) for step in steps], series={"loss": values, "other": values}
     )
-    found = unpack(pack(columns).payload, 3, {"loss"})
-    assert set(found) == {"loss"}
-    back = dict(zip(found["loss"].step.tolist(), found["loss"].value.tolist(), strict=True))
+    rows = unpack(pack(columns).payload, "s1", 7, {"loss"})
+    assert (set(rows.series), rows.sessions, set(rows.seq.tolist())) == ({"loss"}, ("s1",), {7})
+    found = rows.points("loss", 3)
+    back = dict(zip(found.step.tolist(), found.value.tolist(), strict=True))
     sent = {step: value for step, value in zip(steps, values, strict=True) if value is not None}
     assert {step: bits(value) for step, value in back.items()} == {s: bits(v) for s, v in sent.items()}
-    assert set(found["loss"].attempt.tolist()) <= {3}
+    assert set(found.attempt.tolist()) <= {3}
 
 
 def test_the_digest_tells_minus_zero_from_zero_and_a_gap_from_a_value() -> None:
@@ -65,25 +57,36 @@ def test_the_digest_tells_minus_zero_from_zero_and_a_gap_from_a_value() -> None:
     assert len(digests) == 3
 
 
-def test_of_a_step_sent_twice_the_later_part_counts() -> None:
-    both = join([points([1, 2], [0.1, 0.2]), points([2, 3], [20.0, 30.0])])
+def sent(seq: int, steps: Sequence[int], values: Sequence[float]) -> Rows:
+    count = len(steps)
+    loss = Values(np.array(values, float), np.ones(count, bool))
+    origin = np.zeros(count, np.int64), np.full(count, seq)
+    return Rows(np.array(steps, np.int64), np.array(steps, float), ("s1",), *origin, {"loss": loss})
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_of_a_step_sent_twice_the_later_batch_counts_whichever_came_first(is_late: bool) -> None:
+    parts = [sent(1, [1, 2], [0.1, 0.2]), sent(2, [2, 3], [20.0, 30.0])]
+    both = merge(parts[::-1] if is_late else parts).points("loss", 1)
     assert both.step.tolist() == [1, 2, 3]
     assert both.value.tolist() == [0.1, 20.0, 30.0]
 
 
 def test_a_range_of_steps_includes_both_ends() -> None:
-    assert within(points([1, 2, 3, 4], [0, 0, 0, 0]), 2, 3).step.tolist() == [2, 3]
+    assert sent(1, [1, 2, 3, 4], [0, 0, 0, 0]).within(2, 3).step.tolist() == [2, 3]
 
 
 @QUIET
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=6))
 def test_each_step_belongs_to_the_highest_attempt_that_begins_at_or_before_it(starts: list[int]) -> None:
     attempts = list(enumerate(starts, start=1))
-    everything = join([points(range(start, 16), [n] * (16 - start), n) for n, start in attempts])
-    seen = effective(everything, effective_stretches(attempts))
+    seen = {
+        step: one.attempt
+        for one in effective_stretches(attempts)
+        for step in range(one.first, 16 if one.last is None else one.last + 1)
+    }
     slowly = {s: max(n for n, start in attempts if start <= s) for s in range(min(starts), 16)}
-    assert dict(zip(seen.step.tolist(), seen.value.tolist(), strict=True)) == slowly
-    assert seen.step.tolist() == sorted(slowly)
+    assert seen == slowly
 
 
 def slow_buckets(some: Points, buckets: int) -> list[tuple[float, ...]]:
@@ -114,7 +117,7 @@ def rows_of(buckets: Buckets) -> list[tuple[float, ...]]:
 def test_buckets_agree_with_the_slow_way(values: dict[int, float], buckets: int) -> None:
     steps = sorted(values)
     some = points(steps, [values[step] for step in steps])
-    assert shown(rows_of(gather(some, buckets))) == shown(slow_buckets(some, buckets))
+    assert shown(rows_of(gather(as_headers(some), buckets))) == shown(slow_buckets(some, buckets))
 
 
 def shown(rows: list[tuple[float, ...]]) -> list[list[str]]:
@@ -124,5 +127,5 @@ def shown(rows: list[tuple[float, ...]]) -> list[list[str]]:
 
 @pytest.mark.parametrize("steps", [[], [7], [0, 2**53 + 1]])
 def test_buckets_of_hardly_any_points_lose_none(steps: list[int]) -> None:
-    gathered = gather(points(steps, [1.0] * len(steps)), 1000)
+    gathered = gather(as_headers(points(steps, [1.0] * len(steps))), 1000)
     assert gathered.count.sum() == len(steps)

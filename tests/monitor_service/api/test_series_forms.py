@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from monitor_service.axes import TimeGrid
-from monitor_service.series import Points
+from monitor_service.rows import Points
 from monitor_service.series_forms import from_bytes
 
 Build = Callable[..., dict[str, Any]]

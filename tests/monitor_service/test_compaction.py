@@ -1,0 +1,247 @@
+"""Compaction: nobody who reads can tell whether it has happened, in whatever order batches came."""
+
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import func, select
+
+from monitor_service import compaction, ledger, queries, runs, tables
+from monitor_service.compaction import Group, compact, due
+from monitor_service.errors import Conflict
+from monitor_service.opening import open_database
+from monitor_service.runs import Incoming
+from monitor_service.settings import Settings
+from monitor_service.store import Store, open_engine
+from shared.exchange import Batch, Columns, RunSpec
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+ODD = (math.nan, math.inf, -math.inf, -0.0, 5e-324, struct.unpack("<d", b"\1\0\0\0\0\0\xf4\x7f")[0])
+AT_ONCE = timedelta(0)
+
+
+class Kept:
+    """A store with one run, filled and read without HTTP."""
+
+    def __init__(self, url: str) -> None:
+        self.settings = Settings(database_url=url)
+        self.store = Store(open_engine(url), queue_size=100, observe=lambda requests, seconds: None)
+        self.store.start()
+        self.run("demo")
+
+    def run(self, name: str) -> None:
+        self.store.write(partial(runs.register, name=name, spec=RunSpec(started_at=NOON), now=NOON))
+
+    def send(
+        self, seq: int, steps: Any, *, run: str = "demo", session: str = "s1", attempt: int = 1, **series: Any
+    ) -> bool:
+        columns = Columns(step=list(steps), time=[NOON.timestamp() + s for s in steps], series=series)
+        batch = Batch(session=session, seq=seq, attempt=attempt, columns=columns)
+        work = partial(runs.exchange, name=run, incoming=Incoming.of(batch), now=NOON, settings=self.settings)
+        return self.store.write(work).is_duplicate
+
+    def compact(self) -> int:
+        """Compact everything; the number of batches taken."""
+        taken = 0
+        while groups := self.due():
+            taken += sum(compact(self.store, group) for group in groups)
+        return taken
+
+    def due(self, idle_after: timedelta = AT_ONCE) -> list[Group]:
+        with self.store.reading() as connection:
+            return due(connection, NOON, idle_after)
+
+    def loss(self, attempt: str = "effective", run: str = "demo", **more: Any) -> dict[int, bytes]:
+        """Bits of each value, by step."""
+        with self.store.reading() as connection:
+            told = queries.raw_series(connection, run, ["loss"], attempt=attempt, **more).series["loss"]
+        return {s: struct.pack("<d", v) for s, v in zip(told.step, told.value, strict=True)}
+
+    def buckets(self, buckets: int, **more: Any) -> Any:
+        with self.store.reading() as connection:
+            told = queries.bucket_series(connection, "demo", ["loss"], buckets=buckets, **more)
+        return told.series["loss"]
+
+    def count(self, table: Any) -> int:
+        with self.store.reading() as connection:
+            return connection.scalar(select(func.count()).select_from(table)) or 0
+
+
+@pytest.fixture
+def kept(url: str) -> Iterator[Kept]:
+    found = Kept(url)
+    yield found
+    found.store.close()
+
+
+def bits(values: Mapping[int, float]) -> dict[int, bytes]:
+    return {step: struct.pack("<d", value) for step, value in values.items()}
+
+
+def test_every_bit_of_every_double_and_large_steps_survive(kept: Kept) -> None:
+    sent = {2**53 + 1 + n: value for n, value in enumerate(ODD)} | {0: 1.5, 2**63 - 1: 2.5}
+    steps = sorted(sent)
+    kept.send(1, steps, loss=[sent[step] for step in steps], other=[None, *[0.0] * (len(steps) - 1)])
+    assert kept.compact() == 1
+    assert (kept.count(tables.batches), kept.count(tables.blocks)) == (0, 1)
+    assert kept.loss() == bits(sent)
+
+
+def test_a_thousand_steps_make_a_block_and_the_rest_waits_for_more(kept: Kept) -> None:
+    for seq in range(1, 10):
+        kept.send(seq, range(100 * seq, 100 * seq + 100), loss=[float(seq)] * 100)
+    assert kept.due(timedelta(minutes=1)) == []
+    kept.send(10, range(1000, 1100), loss=[0.5] * 100)
+    assert kept.due(timedelta(minutes=1)) == [Group(1, 1)]
+    kept.compact()
+    kept.send(11, range(1100, 1110), loss=[0.25] * 10)
+    assert len(kept.loss()) == 1010
+
+
+def test_a_repeat_is_known_after_compaction_and_another_batch_with_its_number_is_refused(kept: Kept) -> None:
+    kept.send(1, [1], loss=[1.0])
+    kept.compact()
+    assert kept.send(1, [1], loss=[1.0])
+    with pytest.raises(Conflict, match="seq 1"):
+        kept.send(1, [1], loss=[2.0])
+    assert kept.compact() == 0
+
+
+def test_late_batches_land_in_blocks_that_stand_already(kept: Kept) -> None:
+    steps = range(0, 6000, 2)
+    kept.send(1, steps, loss=[float(step) for step in steps])
+    kept.compact()
+    before = kept.count(tables.blocks)
+    kept.send(3, [1, 2500, 9001], loss=[-1.0, -2.0, -3.0])
+    kept.send(2, [2500, 2501], loss=[-5.0, -6.0])  # sent before, so its 2500 does not count
+    expected = bits({**{s: float(s) for s in steps}, 1: -1.0, 2500: -2.0, 2501: -6.0, 9001: -3.0})
+    assert kept.loss() == expected
+    kept.compact()
+    assert kept.loss() == expected
+    assert kept.count(tables.blocks) == before + 1
+    assert kept.loss(from_step=2500, to_step=2502) == {s: expected[s] for s in (2500, 2501, 2502)}
+
+
+def test_two_compactions_at_once_do_it_once(kept: Kept) -> None:
+    kept.send(1, range(50), loss=[0.5] * 50)
+    with kept.store.reading() as connection:
+        one, two = (compaction.prepare(connection, Group(1, 1)) for _ in range(2))
+    assert one is not None
+    assert two is not None
+    assert kept.store.write(lambda connection: compaction.carry_out(connection, one)) == 1
+    assert kept.store.write(lambda connection: compaction.carry_out(connection, two)) == 0
+    assert (kept.count(tables.blocks), len(kept.loss())) == (1, 50)
+
+
+def test_a_compaction_that_fails_midway_leaves_everything_as_it_was(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.send(1, range(50), loss=[0.5] * 50)
+    monkeypatch.setattr(ledger, "write_down", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        compact(kept.store, Group(1, 1))
+    assert (kept.count(tables.blocks), kept.count(tables.batches), len(kept.loss())) == (0, 1, 50)
+
+
+def test_gaps_are_known_before_and_after_compaction(kept: Kept) -> None:
+    for seq in (1, 2, 5, 6, 9):
+        kept.send(seq, [seq], loss=[1.0])
+    for _ in range(2):
+        with kept.store.reading() as connection:
+            (one,) = ledger.sessions(connection, 1)
+        assert (one.last_seq, one.received, one.missing, one.gaps) == (9, 5, 4, [(3, 4), (7, 8)])
+        kept.compact()
+    for seq in (4, 3, 8, 7):
+        kept.send(seq, [seq], loss=[1.0])
+    kept.compact()
+    with kept.store.reading() as connection:
+        (one,) = ledger.sessions(connection, 1)
+    assert (one.gaps, kept.count(tables.ledger)) == ([], 1)
+
+
+def test_many_buckets_of_many_points_agree_with_the_points(kept: Kept) -> None:
+    steps = 6000
+    values = [ODD[s % len(ODD)] if s % 700 == 0 else math.sin(s) for s in range(steps)]
+    for seq in range(3):
+        own = range(seq * 2000, seq * 2000 + 2000)
+        kept.send(seq + 1, own, loss=[values[s] for s in own])
+    kept.compact()
+    told = kept.buckets(6)
+    assert told.count == [1000] * 6
+    assert kept.buckets(1).min == [min(v for v in values if math.isfinite(v))]
+    for buckets in (1, 4, 6, 13):
+        told = kept.buckets(buckets)
+        assert sum(told.count) == steps
+        ends = list(zip(told.step_from, told.step_to, strict=True))
+        assert all(one[1] + 1 == two[0] for one, two in pairwise(ends))
+        for number, (first, last) in enumerate(ends):
+            inside = values[first : last + 1]
+            finite = [v for v in inside if math.isfinite(v)]
+            found = (told.min[number], told.max[number], told.count[number], told.nonfinite[number])
+            assert found == (min(finite), max(finite), len(inside), len(inside) - len(finite))
+
+
+SENDINGS = st.lists(
+    st.tuples(
+        st.sampled_from(["s1", "s2"]),
+        st.integers(1, 2),
+        st.sets(st.integers(0, 30), min_size=1, max_size=8),
+        st.booleans(),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
+    url = f"sqlite:///{tmp_path_factory.mktemp('compaction')}/x.db"
+    open_database(url)
+    found = Kept(url)
+    yield found
+    found.store.close()
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(SENDINGS, st.randoms(use_true_random=False), st.integers(1, 4))
+def test_any_order_repetition_and_compaction_of_batches_gives_the_same_series(
+    scratch: Kept, sendings: list[Any], random: Any, size: int
+) -> None:
+    run = f"run-{scratch.count(tables.runs)}"
+    scratch.run(run)
+    batches, slowly = [], {1: {}, 2: {}}
+    for session, attempt, steps, has_gap, has_other in sendings:
+        seq = 1 + sum(1 for one in batches if one["session"] == session)
+        values = [None if has_gap and step % 3 == 0 else float(100 * seq + step) for step in sorted(steps)]
+        other = {"other": [0.5] * len(values)} if has_other else {}
+        columns = {"steps": sorted(steps), "loss": values, **other}
+        batches.append({"seq": seq, "session": session, "attempt": attempt, **columns})
+    for one in sorted(batches, key=lambda one: (one["session"], one["seq"])):
+        known = {s: v for s, v in zip(one["steps"], one["loss"], strict=True) if v is not None}
+        slowly[one["attempt"]].update(known)
+    order = batches + random.sample(batches, len(batches) // 2)
+    random.shuffle(order)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compaction, "BLOCK_ROWS", size)
+        patch.setattr(compaction, "OPEN_ROWS", size // 2)
+        for one in order:
+            scratch.send(run=run, **one)
+            if random.random() < 0.4:
+                scratch.compact()
+    for attempt in (1, 2):
+        assert scratch.loss(str(attempt), run) == bits(slowly[attempt])
+    scratch.compact()
+    for attempt in (1, 2):
+        assert scratch.loss(str(attempt), run) == bits(slowly[attempt])
+    with scratch.store.reading() as connection:
+        told = ledger.sessions(connection, scratch.count(tables.runs))
+    assert sum(one.received for one in told) == len(batches)
+    assert not any(one.gaps for one in told)
