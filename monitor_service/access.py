@@ -1,17 +1,21 @@
 """Who asks, and what they may: tokens known by heart, read again every few seconds."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from monitor_service import tables, tokens
 from monitor_service.errors import Forbidden, NotAuthenticated, NotFound, StoreUnavailable
 from monitor_service.store import Store
 from monitor_service.tokens import Scope, Token
+
+log = logging.getLogger(__name__)
 
 RELOAD_S = 2.0
 """A token that was revoked opens nothing after this time, in every worker."""
@@ -92,7 +96,8 @@ class Door:
     async def _load(self) -> None:
         try:
             is_open, known = await asyncio.to_thread(self._read)
-        except Exception as error:
+        except SQLAlchemyError as error:
+            log.error("the access tokens cannot be read: %s", error)
             if not self._known and not self._is_open:
                 raise StoreUnavailable("the access tokens cannot be read now") from error
         else:

@@ -15,20 +15,24 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import IO, Any
 
+from pydantic import TypeAdapter
 from sqlalchemy import Column, ColumnElement, Connection, Table, insert, or_, select
 from sqlalchemy.exc import DataError, IntegrityError
 
-from monitor_service import tables
+from monitor_service import queries, tables
 from monitor_service.access import Principal
 from monitor_service.errors import Conflict, Forbidden, MalformedBody
-from monitor_service.queries import run_detail, run_row
+from monitor_service.queries import run_row
 from monitor_service.views import RunDetail
+from shared.events import AnyEvent
 
 FORMAT = "trainhealth-run-1"
 MANIFEST = "manifest.json"
 MAX_MEMBER_BYTES = 8 << 30
 MAX_LINE_BYTES = 64 << 20
 CHUNK_ROWS = 500
+
+_EVENT: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
 
 _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, AttributeError),
@@ -97,7 +101,7 @@ def bring_in(connection: Connection, file: IO[bytes], name: str, principal: Prin
     try:
         with _reading(file) as archive:
             _store(connection, archive, name, principal)
-            return run_detail(connection, name)
+            return _prove(connection, name)
     except IntegrityError as error:
         raise Conflict("a part of the run is here already (a command, or the run itself)") from error
     except DataError as error:
@@ -156,6 +160,8 @@ def _read(column: Column[Any], value: Any) -> Any:
         return base64.b64decode(value, validate=True)
     if type(value) is not kind:
         raise ValueError(f"{column.name} is {value!r:.80}, not a {kind.__name__}")
+    if isinstance(value, int) and abs(value) > tables.LARGEST_INTEGER:
+        raise ValueError(f"{column.name} is {value}, it may be {tables.LARGEST_INTEGER} at most")
     return value
 
 
@@ -201,6 +207,18 @@ def _store(connection: Connection, archive: zipfile.ZipFile, name: str, principa
             connection.execute(insert(table), waiting)
         if table is tables.runs and not renamed:
             raise ValueError("it holds no run")
+
+
+def _prove(connection: Connection, name: str) -> RunDetail:
+    """Read what pages read: what would break them later is refused now. Blobs are taken as they are."""
+    run_id = run_row(connection, name).id
+    known = tables.events.c
+    for data in connection.scalars(select(known.data).where(known.run_id == run_id)):
+        _EVENT.validate_json(data)
+    queries.health(connection, name)
+    queries.checkpoints(connection, name)
+    queries.commands(connection, name)
+    return queries.run_detail(connection, name)
 
 
 def _row(table: Table, told: dict[str, Any], renamed: dict[Column[Any], dict[Any, Any]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from monitor_service.api.dependencies import Monitor
 from monitor_service.api.headers import SECURITY, STRICT_TRANSPORT
 from monitor_service.api.hosts import Hosts
 from monitor_service.api.problems import answer_to
-from monitor_service.errors import Forbidden, MonitorError, NotAuthenticated
+from monitor_service.errors import Forbidden, MonitorError, NotAuthenticated, wrong_query
 from monitor_service.limits import Buckets
 
 PUBLIC = ("/healthz", "/openapi.json", "/login", "/static/")
@@ -69,6 +69,7 @@ class Guard:
         try:
             self._hosts.check(headers.get("host", ""))
             _refuse_other_origins(scope["method"], headers)
+            _refuse_nul(scope)
             principal = await self._admit(scope, headers)
             self._limit(scope, principal)
         except NotAuthenticated as error:
@@ -127,6 +128,12 @@ def _refuse_other_origins(method: str, headers: Headers) -> None:
         is_ours = headers.get("sec-fetch-site", "none") in ("same-origin", "none")
     if not is_ours:
         raise Forbidden(f"the request comes from a page of {(origin or 'another site')[:100]!r}, not of ours")
+
+
+def _refuse_nul(scope: Scope) -> None:
+    """No name or text holds the character NUL, and PostgreSQL fails on it."""
+    if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+        raise wrong_query("address", "%00", "leave the character NUL out")
 
 
 def _to_login(scope: Scope, headers: Headers) -> Response | None:

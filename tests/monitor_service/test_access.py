@@ -7,7 +7,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from monitor_service import tables, tokens
@@ -345,9 +344,16 @@ def test_a_session_ends_with_the_token_that_opened_it(
     assert served.get("/", headers=HTML).status_code == 303
 
 
-def test_tokens_that_cannot_be_read_are_503_and_not_an_open_door(serve: Any, make: Make) -> None:
+def test_tokens_that_cannot_be_read_are_503_and_not_an_open_door(
+    serve: Any, tmp_path: Path, make: Make
+) -> None:
     make("read")
     served = serve()
-    served.monitor.store.close()
-    with_nothing: httpx.Response = served.get("/api/v1/runs")
-    assert with_nothing.status_code in (401, 503)
+    for file in tmp_path.glob("monitor.db*"):
+        file.write_bytes(b"damaged " * 1000)
+    check(served.get("/api/v1/runs"), 503, "access tokens cannot be read")
+
+
+def test_a_text_with_nul_is_refused_before_any_database_sees_it(monitor: Any) -> None:
+    for path in ("/api/v1/runs?search=%00", "/api/v1/runs/a%00b", "/runs/%00", "/?cursor=%00"):
+        check(monitor.get(path), 422, "NUL")
