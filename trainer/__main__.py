@@ -8,6 +8,7 @@ evaluate CONFIG     draw a split's maps and score them beside two simple guesses
 sample CONFIG       draw the map of a place of your own
 import MODEL CONFIG make an upstream checkpoint one of ours, to go on from or to draw with
 replay FILE         what the guards say about a log: CSV, trainer_state.json, event file
+replay INCIDENT     do an incident's step once more, from its folder
 export CONFIG FILE  and back, so that you can leave again
 demo                the watched run of `make run`
 """
@@ -185,8 +186,9 @@ def _add(commands: Any, name: str, work: Callable[[argparse.Namespace], int]) ->
 
 def _answering(work: Callable[[argparse.Namespace], Answer]) -> Callable[[argparse.Namespace], int]:
     def answer(arguments: argparse.Namespace) -> int:
-        _say(arguments, *work(arguments))
-        return 0
+        facts, words = work(arguments)
+        _say(arguments, facts, words)
+        return 0 if facts.get("is_as_recorded", True) else FELL_SHORT
 
     return answer
 

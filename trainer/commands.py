@@ -15,6 +15,7 @@ from trainer.evaluation import evaluate
 from trainer.files import replace_file
 from trainer.importing import export_diffusion, export_first_stage, import_model
 from trainer.pipeline import prepare, set_up_torch
+from trainer.reenact import reenact
 from trainer.replaying import replay_log
 from trainer.sampling import Place, draw_place
 from trainer.trained import prove, trained_diffusion
@@ -126,13 +127,19 @@ def _sample(arguments: argparse.Namespace) -> Answer:
 
 
 def _replay_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("log", type=Path, metavar="FILE", help="CSV, trainer_state.json, or an event file")
+    parser.add_argument(
+        "log",
+        type=Path,
+        metavar="PATH",
+        help="a log: CSV, trainer_state.json, an event file; or the folder of an incident",
+    )
     parser.add_argument("--loss", metavar="NAME", help="the column or tag of the loss, if not the usual one")
 
 
 def _replay(arguments: argparse.Namespace) -> Answer:
     if arguments.log.is_dir():
-        raise ConfigError(f"{arguments.log} is a folder; replay reads a log, so name a file")
+        done = reenact(arguments.log)
+        return done.facts(), done.in_words()
     return replay_log(arguments.log, arguments.loss)
 
 

@@ -12,6 +12,7 @@ import logging
 import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -79,7 +80,8 @@ class Incidents:
     def __init__(
         self, config: IncidentConfig, reporter: Reporter, folder: Path, origin: Mapping[str, Any]
     ) -> None:
-        self.config, self._reporter, self._root, self._origin = config, reporter, folder / FOLDER, origin
+        self.config, self.folder, self._reporter, self._origin = config, folder, reporter, origin
+        self._root = folder / FOLDER
         self._before: deque[dict[str, Any]] = deque(maxlen=config.history)
         self._seconds: deque[float] = deque(maxlen=50)
         still_open = (one for one in reporter.record.incidents if one.outcome == "open")
@@ -201,7 +203,11 @@ class Incidents:
 
     def _start_folder(self, one: _Open, evidence: Evidence | None) -> None:
         one.incident = one.incident.model_copy(update={"evidence": f"{FOLDER}/{one.incident.incident}"})
+        if not self._reporter.is_heard:
+            return
         self._let_go()
+        with suppress(OSError):  # then each file's own line in the log says what is missing
+            (self._root / one.incident.incident).mkdir(parents=True, exist_ok=True)
         step: dict[str, Any] = {}
         if evidence is not None:
             step = self._keep(one, evidence)
@@ -231,8 +237,10 @@ class Incidents:
         """Evidence is worth no training: what the disk refuses is missing, and the log says so."""
         if not self._reporter.is_heard:
             return
+        folder = self._root / one.incident.incident
         try:
-            replace_file(self._root / one.incident.incident / name, content)
+            if folder.is_dir():  # else it was let go
+                replace_file(folder / name, content)
         except OSError as error:
             log.warning("cannot keep %s of incident %s: %s", name, one.incident.incident, error)
 

@@ -217,6 +217,7 @@ class Loop:
             self.step()
         except Hung as hung:  # wherever it stood: all that a step changes comes back
             self.state.loader.close()
+            self.refusals.incidents.alarm(self.state.step, "watchdog", str(hung), kind="hang")
             self.go_back(str(hung), "guard")
 
     def fetch(self) -> Taken:
@@ -411,7 +412,7 @@ class Loop:
         else:
             self.reporter.applied(taken.vitals, seconds, taken.fetch_seconds)
             self.state.step += 1
-        self.refusals.judged(taken, verdict, findings, seconds)
+        self.refusals.judged(self, taken, verdict, findings, seconds)
         if verdict >= Verdict.ROLL_BACK:
             self.go_back(max(findings, key=verdict_on).message, "guard")
             return

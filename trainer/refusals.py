@@ -11,6 +11,7 @@ On a GPU the numbers come a step or two late, so there the replay runs with weig
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -22,9 +23,12 @@ from trainer.guards.culprit import Accusation, Culprit
 from trainer.incident import Evidence, Incidents
 from trainer.recovery import Recovery
 from trainer.reporting import Reporter
+from trainer.stopped import REPORT, write_report
 
 if TYPE_CHECKING:
     from trainer.loop import Loop, Taken
+
+log = logging.getLogger(__name__)
 
 _SUSPECT_DEVICE = 3
 _DAY_S = 86_400.0
@@ -39,14 +43,17 @@ class Refusals:
         self._waiting: deque[tuple[Taken, list[Finding]]] = deque()
         self._in_spikes = False
 
-    def judged(self, taken: Taken, verdict: Verdict, findings: Sequence[Finding], seconds: float) -> None:
+    def judged(
+        self, loop: Loop, taken: Taken, verdict: Verdict, findings: Sequence[Finding], seconds: float
+    ) -> None:
         """Hear what the guards said of a step, before anything follows from it."""
         vitals = taken.vitals[0]
         for finding in findings:
             if finding.reading.get("predicts") == "divergence":
                 self._recovery.ease(finding.step, finding.message)
         if verdict >= Verdict.ROLL_BACK:
-            self._alarm(taken, list(findings), Verdict.ROLL_BACK)
+            evidence = self._evidence(loop, taken)
+            self._alarm(taken, list(findings), Verdict.ROLL_BACK, evidence=evidence)
         elif vitals.refused and self._replays and vitals.reason in _REPLAYED:
             self._waiting.append((taken, list(findings)))
         elif not vitals.refused:
@@ -71,6 +78,13 @@ class Refusals:
         guard = last.guard if last else "recovery"
         self.incidents.alarm(loop.state.step, guard, reason)
         self.incidents.end("stopped")
+        if not self._reporter.is_heard:
+            return
+        run, record = self._reporter.run, self._reporter.record
+        try:
+            write_report(self.incidents.folder, run, loop.state.step, reason, record)
+        except OSError as error:
+            log.warning("run %s: cannot write %s: %s", run, REPORT, error)
 
     def _again(self, loop: Loop, taken: Taken, findings: list[Finding]) -> None:
         begun, attempt = time.perf_counter(), self._reporter.record.attempt

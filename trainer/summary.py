@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.events import Finding, Rollback
+from shared.events import Change, Finding, Incident, Rollback
 from trainer.evaluation import Evaluation
 from trainer.files import replace_file
 from trainer.loop import Loop
@@ -42,6 +42,8 @@ class StageSummary(BaseModel):
     skipped_steps: int
     rollbacks: list[RollbackSummary]
     findings: list[Finding]
+    incidents: list[Incident] = []
+    changes: list[Change] = []
     fell_short: list[str] = []
 
     def as_json(self) -> str:
@@ -65,6 +67,8 @@ class StageSummary(BaseModel):
             skipped_steps=record.skipped_steps,
             rollbacks=[RollbackSummary.of(one) for one in record.rollbacks],
             findings=record.findings,
+            incidents=record.incidents,
+            changes=record.changes,
             **more,
         )
 

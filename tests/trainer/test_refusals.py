@@ -10,9 +10,11 @@ import torch
 from shared.events import Change, Finding, Incident, Severity
 from trainer.checkpoint import LadderConfig
 from trainer.drill.faults import corrupt_weights, nan_gradient
-from trainer.errors import RunStopped
+from trainer.errors import ConfigError, RunStopped
 from trainer.guards.culprit import Culprit, Randomness
+from trainer.incident import IncidentConfig
 from trainer.recovery import RecoveryConfig
+from trainer.reenact import reenact
 
 
 def without_memory(state: dict[str, Any]) -> dict[str, Any]:
@@ -138,6 +140,10 @@ def test_a_fault_that_every_replay_repeats_goes_back_once_and_then_stops(lab: An
     assert [one.value for one in changes if one.what == "data_window"] == ["25..229"]
     (incident,) = last_told(events)
     assert incident.outcome == "stopped"
+    report = (lab.root / "run/stopped.txt").read_text()
+    assert "Why: step 30 stays bad though the run went back" in report
+    assert f"{incident.incident}: unknown, stopped" in report
+    assert "data_window 25..229" in report
 
 
 def test_a_lowered_rate_comes_back_in_five_told_stages(lab: Any, events: list[Any]) -> None:
@@ -228,3 +234,41 @@ def test_the_shipped_budget_is_that_of_the_table() -> None:
         1000,
         100,
     )
+
+
+def test_an_incident_comes_out_the_same_from_its_folder(lab: Any) -> None:
+    source = lab.Pictures()
+    source._images[7] = 0.0
+    loop = lab.run(steps=30, source=source, model=divides(lab))
+    (incident,) = loop.reporter.record.incidents
+    again = reenact(lab.root / "run" / str(incident.evidence), lambda origin: divides(lab)())
+    assert again.is_as_recorded
+    assert again.suspect is not None
+    assert (again.suspect.module, again.bad_samples) == ("encoder", ("picture_7",))
+
+
+def test_a_transient_incident_comes_out_clean(lab: Any) -> None:
+    loop = lab.run(steps=30, observers=[nan_gradient(12)])
+    folder = lab.root / "run" / str(loop.reporter.record.incidents[0].evidence)
+    assert reenact(folder, lambda origin: lab.Denoiser()).in_words().endswith("as recorded")
+
+
+def test_a_large_model_is_not_kept_and_a_checkpoint_takes_its_place(lab: Any) -> None:
+    config = lab.config()
+    small = config.recovery.model_copy(update={"incidents": IncidentConfig(model_mb=0, keep=1)})
+    config = config.model_copy(update={"recovery": small})
+    loop = lab.run(steps=60, config=config, observers=[nan_gradient(12), nan_gradient(40), lab.wait_for_disk])
+    first, second = (lab.root / "run" / str(one.evidence) for one in loop.reporter.record.incidents)
+    assert not first.exists(), "one is kept"
+    assert "step-00000025-attempt-1" in reenact(second, lambda origin: lab.Denoiser()).weights
+    with pytest.raises(ConfigError, match="is no incident"):
+        reenact(first)
+
+
+def test_corrupt_weights_are_an_incident_that_names_what_it_cost(lab: Any, events: list[Any]) -> None:
+    lab.run(steps=90, observers=[corrupt_weights(33)])
+    (incident,) = last_told(events)
+    assert (incident.kind, incident.outcome, incident.guard) == ("weights", "healed", "invariants")
+    assert incident.steps_lost > 0
+    assert incident.seconds_lost > 0
+    assert "went back from step 3" in incident.action
