@@ -22,6 +22,7 @@ class PathLoss:
 
     ``outdoors`` is the share of a pixel that no building covers: 0 or 1 in maps of full size. Distances are
     horizontal and at least half a pixel, where the antenna stands. Gains are those of the maps, in [0, 1].
+    Where the condition has measurements and no antenna, the brightest one is taken for its place.
     """
 
     variant: Variant
@@ -50,7 +51,8 @@ class PathLoss:
 def _terms(cond: Tensor, variant: Variant) -> Tensor:
     """What a and b are multiplied with: (2, B, H, W)."""
     outdoors: Tensor = (1 - cond[:, variant.channels.index("buildings")]) / 2
-    antenna = cond[:, variant.channels.index("antenna")]
+    where = "antenna" if "antenna" in variant.channels else "samples"
+    antenna = cond[:, variant.channels.index(where)]
     height, width = antenna.shape[1:]
     place = antenna.flatten(1).argmax(1)
     row, column = place // width, place % width

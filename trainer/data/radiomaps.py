@@ -22,6 +22,7 @@ from trainer.data.antenna import AntennaForm, antenna_plane
 from trainer.data.errors import BadFile
 from trainer.data.gray import SOURCE_SIZE, Gray, area_mean, read_antenna, read_gray
 from trainer.data.items import Item
+from trainer.data.sparse import measured, places_of
 from trainer.data.splits import SplitRule, split_maps
 from trainer.data.variants import VARIANTS, Channel, Split
 from trainer.section import Section
@@ -40,8 +41,11 @@ class RadioMapsConfig(Section):
         None, ge=1, description="Transmitters taken per map; default: all that the variant has."
     )
     split_rule: SplitRule = Field(
-        "disjoint", description="'upstream' repeats its splits, where a test map is trained on too."
+        "disjoint",
+        description="'upstream' repeats its splits, where a test map is trained on too; 'listed': maps.json.",
     )
+    num_samples: int = Field(300, ge=1, description="Measurements in each map of the variant RANDOM.")
+    sample_seed: int = Field(0, ge=0, description="Fixes where a map is measured, for each item by itself.")
     antenna: AntennaForm = Field(
         "pixel",
         description="The antenna's channel: the published bright pixel, or the logarithm of the distance.",
@@ -89,7 +93,8 @@ class RadioMaps:
         self._maps = [str(number) for number in maps]
         self.ids = [f"{number}_{tx}" for number in maps for tx in range(self.num_transmitters)]
         self._gains = self._read(f"gain/{self.variant.gain}", self.ids)
-        self._planes = {name: self._read_plane(name) for name in set(self.variant.channels) - {"antenna"}}
+        drawn = {"antenna", "samples"}
+        self._planes = {name: self._read_plane(name) for name in set(self.variant.channels) - drawn}
         self._antennas = self._read_antennas()
         self.fingerprint = self._fingerprint()
 
@@ -109,7 +114,7 @@ class RadioMaps:
 
     def _item(self, index: int, stack: Gray) -> Item:
         image = stack[:1].astype(np.float32) / self.variant.full_scale
-        cond = stack[1:].astype(np.float32) / 255
+        cond = stack[1:].astype(np.float32) / self.variant.cond_scale
         return Item(
             image=torch.from_numpy(image * 2 - 1), cond=torch.from_numpy(cond * 2 - 1), id=self.ids[index]
         )
@@ -121,6 +126,8 @@ class RadioMaps:
     def _channel(self, name: Channel, index: int) -> Gray:
         if name == "antenna":
             return self._antenna_plane(index)
+        if name == "samples":
+            return self._measured(index)
         place = index if name == "k2" else index // self.num_transmitters
         plane: Gray = self._planes[name][place]
         return plane
@@ -128,6 +135,15 @@ class RadioMaps:
     def _antenna_plane(self, index: int) -> Gray:
         row, column = self._antennas[index].tolist()
         return antenna_plane((row, column), self.config.image_size, self.config.antenna)
+
+    def _measured(self, index: int) -> Gray:
+        """Measured at places that hang on the item's name and the seed, not on its place in a split."""
+        assert self.variant.sampling is not None, "a variant with samples tells where they are taken"
+        buildings = self._channel("buildings", index)
+        number, tx = map(int, self.ids[index].split("_"))
+        rng = np.random.default_rng([self.config.sample_seed, number, tx])
+        places = places_of(buildings, self.variant.sampling, self.config.num_samples, rng)
+        return measured(self._gains[index], places)
 
     def _read_plane(self, name: Channel) -> Gray:
         if name == "k2":
@@ -143,16 +159,19 @@ class RadioMaps:
         return images
 
     def _read_antennas(self) -> NDArray[np.int64]:
-        """Row and column of each item's antenna in the reduced image, (N, 2)."""
+        """Row and column of each item's antenna in the reduced image, (N, 2); none where no channel asks."""
+        if "antenna" not in self.variant.channels:
+            return np.empty((0, 2), dtype=np.int64)
         folder, step = self.config.folder / "png/antennas", SOURCE_SIZE // self.config.image_size
         return np.array([read_antenna(folder / f"{name}.png") for name in self.ids]) // step
 
     def _fingerprint(self) -> str:
         """Equal for equal items in equal order: names, pixels, scale and channels."""
-        form = () if self.config.antenna == "pixel" else (self.config.antenna,)
-        header = repr(
-            (self.ids, self.variant, self._gains.shape, self.config.augment, sorted(self._planes), *form)
-        )
+        config, variant = self.config, self.variant
+        form: tuple[object, ...] = () if config.antenna == "pixel" else (config.antenna,)
+        if variant.sampling is not None:
+            form = (variant.sampling, variant.cond_scale, config.num_samples, config.sample_seed)
+        header = repr((self.ids, variant, self._gains.shape, config.augment, sorted(self._planes), *form))
         arrays = [self._gains, self._antennas, *(self._planes[name] for name in sorted(self._planes))]
         parts = [xxh3_128_hexdigest(np.ascontiguousarray(array).data) for array in arrays]
         return xxh3_128_hexdigest("/".join([header, *parts]).encode())

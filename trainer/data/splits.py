@@ -2,10 +2,12 @@
 
 Upstream's train and test stretches share the map at place 600 (id 289). ``disjoint`` mends that and keeps
 upstream's test maps, so that test numbers stay comparable: the paper's 500 maps for training, then 100, then
-100 for the test.
+100 for the test. Upstream's stretches for sparse measurements share none, and are kept as they are.
+``listed`` takes the ``maps.json`` of the data set, for a folder that holds some of RadioMapSeer's maps.
 """
 
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from trainer.data.errors import BadFile
 from trainer.data.variants import Split, Variant
 
-SplitRule = Literal["disjoint", "upstream"]
+SplitRule = Literal["disjoint", "upstream", "listed"]
 
 DISJOINT: Mapping[Split, range] = {"train": range(500), "val": range(500, 600), "test": range(600, 700)}
 
@@ -42,11 +44,16 @@ def split_maps(root: Path, variant: Variant, split: Split, rule: SplitRule) -> l
     Raises:
         BadFile: ``maps.json`` is missing or malformed, or names no map of this split.
     """
-    if variant.upstream is None:
+    if variant.upstream is None or rule == "listed":
         return _listed_maps(root / "maps.json", split)
-    places = variant.upstream if rule == "upstream" else DISJOINT
+    keeps_upstreams = rule == "upstream" or not _share_a_map(variant.upstream)
+    places = variant.upstream if keeps_upstreams else DISJOINT
     order = upstream_order()
     return [order[place] for place in places[split]]
+
+
+def _share_a_map(places: Mapping[Split, range]) -> bool:
+    return any(set(one) & set(other) for one, other in combinations(places.values(), 2))
 
 
 def _listed_maps(path: Path, split: Split) -> list[int]:

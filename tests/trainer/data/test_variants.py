@@ -10,7 +10,7 @@ from PIL import Image
 
 from trainer.data import radiomaps
 from trainer.data.radiomaps import RadioMaps, RadioMapsConfig
-from trainer.data.splits import split_maps, upstream_order
+from trainer.data.splits import SplitRule, split_maps, upstream_order
 from trainer.data.variants import VARIANTS, Split
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -44,6 +44,14 @@ def test_the_default_split_shares_no_map_and_keeps_upstreams_test_maps(name: str
     for one, other in combinations(SPLITS, 2):
         assert not set(default[one]) & set(default[other])
     assert default["test"] == split_maps(Path(), row, "test", "upstream")
+
+
+@pytest.mark.parametrize("rule", ["disjoint", "upstream"])
+@pytest.mark.parametrize("name", ["MASK", "MASK_R", "VERTEX", "VERTEX_R", "RANDOM"])
+def test_sparse_measurements_keep_upstreams_splits_which_share_no_map(name: str, rule: SplitRule) -> None:
+    order, row = upstream_order(), VARIANTS[name]
+    found = {split: split_maps(Path(), row, split, rule) for split in SPLITS}
+    assert found == {"train": order[0:201], "val": order[501:521], "test": order[601:700]}
 
 
 @pytest.mark.parametrize(("name", "val"), [("radio", (600, 650)), ("IRT4", (501, 600))])
