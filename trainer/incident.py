@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from shared.events import Incident, Rollback
+from trainer.checkpoint import stage
 from trainer.checkpoint.container import pieces
 from trainer.checkpoint.tensors import on_host
 from trainer.files import replace_file
@@ -58,7 +59,8 @@ class Evidence:
     number: int
     batch: Mapping[str, Any]
     random: Mapping[str, Tensor]
-    model: Mapping[str, Tensor]
+    model: Mapping[str, Tensor] | None
+    """A copy, since a replay that is applied changes the weights; None where it would be too large."""
 
 
 @dataclass
@@ -144,6 +146,11 @@ class Incidents:
             seconds_lost=now.seconds_lost + seconds + steps_lost * per_step,
         )
 
+    def copy_of(self, model: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
+        """The tensors on the host if they are worth keeping: one copy of the model, on an alarm only."""
+        size = sum(tensor.nbytes for tensor in model.values())
+        return stage({"model": model})["model"] if size <= self.config.model_mb * 1e6 else None
+
     def went_back(self, rollback: Rollback) -> None:
         """The run went back: part of the action of the latest open incident."""
         if self.current is not None and rollback.trigger == "guard":
@@ -221,16 +228,14 @@ class Incidents:
         tensors = {key: value for key, value in evidence.batch.items() if isinstance(value, Tensor)}
         self._write(one, "batch.safetensors", _packed(tensors))
         self._write(one, "random.safetensors", _packed(evidence.random))
-        size = sum(tensor.nbytes for tensor in evidence.model.values())
-        has_model = size <= self.config.model_mb * 1e6
-        if has_model:
+        if evidence.model is not None:
             self._write(one, "model.safetensors", _packed(evidence.model))
         other = {key: value for key, value in evidence.batch.items() if key not in tensors}
         return {
             "objective": evidence.objective,
             "number": evidence.number,
             "batch": json.loads(json.dumps(other, default=str)),
-            "has_model": has_model,
+            "has_model": evidence.model is not None,
         }
 
     def _write(self, one: _Open, name: str, content: bytes) -> None:

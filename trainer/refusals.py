@@ -216,7 +216,7 @@ class Refusals:
             number=loop.number,
             batch=taken.batch,
             random=taken.random.tensors(),
-            model=loop.state.model.state_dict(),
+            model=self.incidents.copy_of(loop.state.model.state_dict()),
         )
 
 

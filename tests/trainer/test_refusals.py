@@ -9,6 +9,7 @@ import torch
 
 from shared.events import Change, Finding, Incident, Severity
 from trainer.checkpoint import LadderConfig
+from trainer.checkpoint.container import parse
 from trainer.drill.faults import corrupt_weights, nan_gradient
 from trainer.errors import ConfigError, RunStopped
 from trainer.guards.culprit import Culprit, Randomness
@@ -248,8 +249,16 @@ def test_an_incident_comes_out_the_same_from_its_folder(lab: Any) -> None:
 
 
 def test_a_transient_incident_comes_out_clean(lab: Any) -> None:
-    loop = lab.run(steps=30, observers=[nan_gradient(12)])
+    weights: list[torch.Tensor] = []
+
+    def look(phase: Any, loop: Any) -> None:
+        if phase == "fetch" and loop.state.step == 12:
+            weights.append(loop.model.head.weight.detach().clone())
+
+    loop = lab.run(steps=30, observers=[nan_gradient(12), look])
     folder = lab.root / "run" / str(loop.reporter.record.incidents[0].evidence)
+    kept = parse((folder / "model.safetensors").read_bytes())
+    assert torch.equal(kept["head.weight"], weights[0]), "as they were before the replay was applied"
     assert reenact(folder, lambda origin: lab.Denoiser()).in_words().endswith("as recorded")
 
 

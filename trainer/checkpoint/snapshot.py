@@ -61,6 +61,8 @@ class SnapshotRing:
         Costs one copy of all bytes; allocates only if names, shapes or dtypes changed.
         """
         slot = self._slot_for(step)
+        if slot.step != step:
+            slot.keep_until = -1
         slot.is_filled = False  # half a copy must not be found if this fails on the way
         if not _fits(slot.parts, parts):
             slot.parts = _room_for(parts)

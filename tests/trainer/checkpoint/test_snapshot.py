@@ -78,6 +78,25 @@ def test_snapshots_past_a_rollback_are_forgotten() -> None:
     assert ring.steps() == (20, 10)
 
 
+def test_a_protected_snapshot_stays_until_its_time_is_over() -> None:
+    ring = SnapshotRing()
+    taken_at(ring, 10, 20)
+    ring.protect(20, until=60)
+    taken_at(ring, 30, 40, 50)
+    assert ring.steps() == (50, 20)
+    taken_at(ring, 60, 70)
+    assert ring.steps() == (70, 60)
+
+
+def test_a_protected_snapshot_that_a_rollback_dropped_protects_nothing() -> None:
+    ring = SnapshotRing()
+    taken_at(ring, 10, 20)
+    ring.protect(20, until=1_000)
+    ring.drop_after(10)
+    taken_at(ring, 15, 25, 35)
+    assert ring.steps() == (35, 25)
+
+
 def test_taking_the_same_step_again_does_not_cost_the_older_one() -> None:
     ring = SnapshotRing(slots=2)
     taken_at(ring, 10, 20, 20)

@@ -179,3 +179,25 @@ def test_when_every_item_is_refused_the_loader_says_why(num_workers: int) -> Non
     with pytest.raises(DataError, match=r"10 items were refused.*too dark"):
         loader.next_batch()
     loader.close()
+
+
+@workers
+def test_a_quarantined_item_never_comes_and_the_batch_is_filled(loader: Loader) -> None:
+    taken(loader, 1)
+    loader.quarantine(["3", "7"])
+    batches = taken(loader, 9)
+    assert all(len(batch["ids"]) == 4 for batch in batches)
+    assert not {"3", "7"} & set(chain.from_iterable(batch["ids"] for batch in batches))
+    assert loader.refused == [], "it was told of when it was set aside"
+    again = Loader(Numbers(), loader.config)
+    again.quarantine(["7", "3"])
+    again.skip(1)
+    assert same(taken(again, 9), batches), "and what comes is a function of position and quarantine"
+    again.close()
+
+
+def test_a_quarantine_of_everything_is_an_error() -> None:
+    loader = Loader(Numbers(), LoadingConfig(batch_size=4))
+    loader.quarantine(map(str, range(10)))
+    with pytest.raises(DataError, match="because: it is in quarantine"):
+        loader.next_batch()
