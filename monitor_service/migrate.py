@@ -12,6 +12,9 @@ from sqlalchemy import Connection, Engine
 from monitor_service.errors import DatabaseNewer
 from monitor_service.store import writing
 
+MIGRATION_LOCK = 0x74726169
+"""Any number, the same in every process."""
+
 SCRIPTS = Path(__file__).with_name("migrations")
 
 
@@ -22,11 +25,18 @@ def bring_up_to_date(engine: Engine) -> str:
         DatabaseNewer: the database is at a revision that this program has never heard of.
     """
     with writing(engine) as connection, connection.begin():
+        _wait_for_others(connection)
         config = _config(connection)
         newest = _newest(config)
         _refuse_newer(config, MigrationContext.configure(connection).get_current_revision(), newest)
         command.upgrade(config, "head")
         return newest
+
+
+def _wait_for_others(connection: Connection) -> None:
+    """One process migrates at a time: SQLite's write lock is held already, PostgreSQL is asked for one."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
 
 
 def take_back(engine: Engine, revision: str) -> None:

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from monitor_service import checkpoints, commands, ledger, policy, series, tables
 from monitor_service.errors import Conflict, NotFound, StoreUnavailable
@@ -50,11 +52,7 @@ def register(connection: Connection, name: str, spec: RunSpec, now: datetime) ->
         "total_steps": spec.total_steps,
         "checkpoint_interval_steps": spec.checkpoint_interval_steps,
     }
-    runs = tables.runs
-    if (
-        connection.scalar(update(runs).where(runs.c.name == name).values(known).returning(runs.c.id))
-        is not None
-    ):
+    if _update(connection, name, known):
         return False
     facts = Facts.at_registration(now)
     first = {
@@ -66,9 +64,22 @@ def register(connection: Connection, name: str, spec: RunSpec, now: datetime) ->
         "facts": facts.model_dump_json(),
         "series_names": "[]",
     }
-    connection.execute(insert(runs).values({**known, **first}))
+    try:
+        with connection.begin_nested():
+            connection.execute(insert(tables.runs).values({**known, **first}))
+    except IntegrityError:  # another process registered it just now
+        return not _update(connection, name, known)
     log.info("run %s registered in project %s", name, spec.project)
     return True
+
+
+def _update(connection: Connection, name: str, known: Mapping[str, Any]) -> bool:
+    """Whether there is such a run."""
+    runs = tables.runs.c
+    return (
+        connection.scalar(update(tables.runs).where(runs.name == name).values(**known).returning(runs.id))
+        is not None
+    )
 
 
 @dataclass(frozen=True)

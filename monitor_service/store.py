@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 GROUP = 256
 """Requests in one commit at most."""
 
+DEADLOCK = "40P01"
+"""PostgreSQL's word for it."""
+
 PRAGMAS = (
     "busy_timeout = 5000",  # first: the next line may have to wait for another process
     "auto_vacuum = INCREMENTAL",  # heeded by a file without tables only; upkeep gives free pages back
@@ -40,7 +43,9 @@ Observer = Callable[[int, float], None]
 def open_engine(url: str) -> Engine:
     """An engine for ``url``; nothing is opened yet."""
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=40)
+        return create_engine(
+            url, pool_pre_ping=True, pool_size=8, max_overflow=40, connect_args={"connect_timeout": 5}
+        )
     engine = create_engine(url, pool_size=8, max_overflow=40)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
@@ -137,8 +142,10 @@ class Store:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A connection that sees one state of the database."""
+        """A connection that sees one state of the database, whatever is committed meanwhile."""
         with self.engine.connect() as connection:
+            if self.engine.dialect.name == "postgresql":  # SQLite's transactions are so by themselves
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
 
     def submit(self, work: Work[T]) -> Future[T]:
@@ -192,14 +199,23 @@ class Store:
             with writing(self.engine) as connection, connection.begin():
                 for job in group:
                     job.run(connection)
+        except OperationalError as error:
+            if len(group) > 1 and getattr(error.orig, "sqlstate", None) == DEADLOCK:
+                for job in group:  # two processes held each other's runs; alone, each job holds one
+                    self._commit([job])
+            else:
+                self._refuse(group, error)
         except SQLAlchemyError as error:
-            log.error("commit of %d requests failed: %s", len(group), error)
-            for job in group:
-                job.refuse(StoreUnavailable(str(getattr(error, "orig", error))))
+            self._refuse(group, error)
         else:
             self._observe(len(group), time.perf_counter() - started)
             for job in group:
                 job.answer()
+
+    def _refuse(self, group: list[_Job[Any]], error: SQLAlchemyError) -> None:
+        log.error("commit of %d requests failed: %s", len(group), error)
+        for job in group:
+            job.refuse(StoreUnavailable(str(getattr(error, "orig", error))))
 
     def _refuse_the_rest(self) -> None:
         with contextlib.suppress(queue.Empty):

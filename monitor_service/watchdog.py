@@ -76,9 +76,19 @@ async def keep_upkeep(store: Store, clock: Callable[[], datetime], settings: Set
 async def _survive(name: str, work: Callable[[], object]) -> None:
     """Whatever fails now, the next look must come: a watchdog that ended in silence would watch nothing."""
     try:
-        await asyncio.to_thread(work)
+        await _to_its_end(work)
     except Exception:
         log.exception("%s: this look failed, the next one follows", name)
+
+
+async def _to_its_end(work: Callable[[], object]) -> None:
+    """Work in a thread that is waited for even when the monitor ends: it holds a connection."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        raise
 
 
 def _changing(connection: Connection, now: datetime, settings: Settings) -> list[str]:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -90,10 +91,25 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture(scope="session")
+def empty_postgres(postgres: Any) -> Any:
+    """The same on PostgreSQL: a server whose database ``empty`` is a template."""
+    postgres.ask("CREATE DATABASE empty")
+    open_database(postgres.url("empty"))
+    return postgres
+
+
 @pytest.fixture
-def url(tmp_path: Path, empty_database: Path) -> str:
-    shutil.copy(empty_database, tmp_path / "monitor.db")
-    return f"sqlite:///{tmp_path}/monitor.db"
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database on SQLite, or where the test's parameter says."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        shutil.copy(request.getfixturevalue("empty_database"), tmp_path / "monitor.db")
+        yield f"sqlite:///{tmp_path}/monitor.db"
+        return
+    server, name = request.getfixturevalue("empty_postgres"), f"test_{uuid4().hex}"
+    server.ask(f"CREATE DATABASE {name} TEMPLATE empty")
+    yield server.url(name)
+    server.ask(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

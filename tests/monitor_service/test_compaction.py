@@ -16,13 +16,13 @@ from sqlalchemy import func, select
 from monitor_service import compaction, ledger, queries, runs, tables
 from monitor_service.compaction import Group, compact, due
 from monitor_service.errors import Conflict
-from monitor_service.opening import open_database
 from monitor_service.runs import Incoming
 from monitor_service.settings import Settings
 from monitor_service.store import Store, open_engine
 from shared.exchange import Batch, Columns, RunSpec
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+pytestmark = pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
 ODD = (math.nan, math.inf, -math.inf, -0.0, 5e-324, struct.unpack("<d", b"\1\0\0\0\0\0\xf4\x7f")[0])
 AT_ONCE = timedelta(0)
 
@@ -201,22 +201,13 @@ SENDINGS = st.lists(
 )
 
 
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
-    url = f"sqlite:///{tmp_path_factory.mktemp('compaction')}/x.db"
-    open_database(url)
-    found = Kept(url)
-    yield found
-    found.store.close()
-
-
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SENDINGS, st.randoms(use_true_random=False), st.integers(1, 4))
 def test_any_order_repetition_and_compaction_of_batches_gives_the_same_series(
-    scratch: Kept, sendings: list[Any], random: Any, size: int
+    kept: Kept, sendings: list[Any], random: Any, size: int
 ) -> None:
-    run = f"run-{scratch.count(tables.runs)}"
-    scratch.run(run)
+    run = f"run-{kept.count(tables.runs)}"
+    kept.run(run)
     batches, slowly = [], {1: {}, 2: {}}
     for session, attempt, steps, has_gap, has_other in sendings:
         seq = 1 + sum(1 for one in batches if one["session"] == session)
@@ -233,15 +224,15 @@ def test_any_order_repetition_and_compaction_of_batches_gives_the_same_series(
         patch.setattr(compaction, "BLOCK_ROWS", size)
         patch.setattr(compaction, "OPEN_ROWS", size // 2)
         for one in order:
-            scratch.send(run=run, **one)
+            kept.send(run=run, **one)
             if random.random() < 0.4:
-                scratch.compact()
+                kept.compact()
     for attempt in (1, 2):
-        assert scratch.loss(str(attempt), run) == bits(slowly[attempt])
-    scratch.compact()
+        assert kept.loss(str(attempt), run) == bits(slowly[attempt])
+    kept.compact()
     for attempt in (1, 2):
-        assert scratch.loss(str(attempt), run) == bits(slowly[attempt])
-    with scratch.store.reading() as connection:
-        told = ledger.sessions(connection, scratch.count(tables.runs))
+        assert kept.loss(str(attempt), run) == bits(slowly[attempt])
+    with kept.store.reading() as connection:
+        told = ledger.sessions(connection, kept.count(tables.runs))
     assert sum(one.received for one in told) == len(batches)
     assert not any(one.gaps for one in told)

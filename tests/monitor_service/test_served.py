@@ -123,6 +123,7 @@ def test_a_sender_that_goes_away_is_counted_and_leaves_no_traceback(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
 def test_a_killed_monitor_has_every_batch_that_it_acknowledged(
     start: Callable[[], Program], batch: Build
 ) -> None:

@@ -4,9 +4,12 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from monitor_service.watchdog import look_once
 
 Build = Callable[..., dict[str, Any]]
+pytestmark = pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
 DIVERGED = ["NaN"] * 5
 
 

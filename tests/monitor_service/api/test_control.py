@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 Build = Callable[..., dict[str, Any]]
+pytestmark = pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
 COMMANDS = "/api/v1/runs/demo/commands"
 EXCHANGE = "/api/v1/runs/demo/exchange"
 ROLL_BACK = {"kind": "roll_back", "reason": "maps look wrong", "issued_by": "ana"}
