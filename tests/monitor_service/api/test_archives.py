@@ -6,11 +6,13 @@ import json
 import re
 import zipfile
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from monitor_service.compaction import compact, due
 from monitor_service.opening import open_database
 
 Build = Callable[..., dict[str, Any]]
@@ -70,6 +72,21 @@ def test_a_run_comes_back_as_it_was(monitor: Any, elsewhere: Any, exported: byte
     repeat = batch(2, range(3, 6), attempt=2, loss=[1.0, None, 3.0])
     assert elsewhere.send(repeat).json()["duplicate"] is True
     assert elsewhere.send(batch(3, [6], attempt=2, loss=[1.0])).status_code == 200
+
+
+def test_a_compacted_run_comes_back_as_it_was(
+    monitor: Any, elsewhere: Any, exported: bytes, batch: Build
+) -> None:
+    store = monitor.monitor.store
+    with store.reading() as connection:
+        groups = due(connection, monitor.monitor.clock() + timedelta(days=1), timedelta(0))
+    assert sum(compact(store, group) for group in groups) > 0
+    assert import_into(elsewhere, monitor.get("/api/v1/runs/demo/export").content).status_code == 201
+    for query in ("format=binary&attempt=all", "buckets=2", "format=csv&axis=time&attempt=2"):
+        url = f"/api/v1/runs/demo/series?name=loss&{query}"
+        assert elsewhere.get(url).content == monitor.get(url).content, query
+    repeat = batch(2, range(3, 6), attempt=2, loss=[1.0, None, 3.0])
+    assert elsewhere.send(repeat).json()["duplicate"] is True
 
 
 def test_a_run_that_is_here_is_not_written_over(monitor: Any, elsewhere: Any, exported: bytes) -> None:
