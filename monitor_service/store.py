@@ -24,8 +24,6 @@ DEADLOCK = "40P01"
 """PostgreSQL's word for it."""
 
 PRAGMAS = (
-    "busy_timeout = 5000",  # first: the next line may have to wait for another process
-    "auto_vacuum = INCREMENTAL",  # heeded by a file without tables only; upkeep gives free pages back
     "journal_mode = WAL",
     "synchronous = NORMAL",  # a killed process loses nothing; a power cut may lose the last commits
     "foreign_keys = ON",
@@ -64,6 +62,9 @@ def writing(engine: Engine) -> Connection:
 def _prepare_sqlite(raw: Any, record: object) -> None:
     raw.isolation_level = None  # the driver's own BEGIN comes too late; _begin_sqlite sends ours
     cursor = raw.cursor()
+    cursor.execute("PRAGMA busy_timeout = 5000")  # first: the next lines may have to wait for another process
+    if cursor.execute("PRAGMA page_count").fetchone() == (0,):  # later it changes nothing, but writes
+        cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")  # upkeep gives free pages back
     for pragma in PRAGMAS:
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
