@@ -97,7 +97,7 @@ def diffusion_of(config: Config, maps: RadioMaps) -> Stage:
 
 def _settings(config: Config, stage: Section) -> dict[str, Any]:
     shaping = stage.model_dump(mode="json", exclude={"sampling"})
-    return {"data": config.data.model_dump(mode="json"), **shaping}
+    return {"data": config.data.model_dump(mode="json", exclude={"cache", "cache_folder"}), **shaping}
 
 
 def build_loop(

@@ -1,29 +1,29 @@
-"""Radio maps in RadioMapSeer's layout, kept in memory: the embedded set, or a folder of your own.
+"""Radio maps in RadioMapSeer's layout: the embedded set, or a folder of your own.
 
 Layout under the root: ``gain/{kind}/{map}_{tx}.png``, ``png/buildings_complete/{map}.png``,
 ``png/antennas/{map}_{tx}.png`` and, where a variant asks for them, ``png/cars/{map}.png`` and
 ``gain/{kind}_k2_neg_norm/{map}_{tx}.png``.
 
-Every image is decoded once, at the start, and kept as ``uint8``: about one byte per pixel of every target.
-That is 0.4 MB for the embedded set at 64 x 64, 230 MB for RadioMapSeer's 56,000 targets at 64 x 64, and
-3.7 GB (and some minutes of decoding) at 256 x 256. Loader workers share it by fork; a memory-mapped cache on
-disk would be the next step when that is too much.
+Each image is decoded and checked once, at the start, and kept as ``uint8``: about one byte per pixel of every
+target. That is 0.4 MB for the embedded set at 64 x 64, 230 MB for RadioMapSeer's 56,000 targets at 64 x 64,
+and 3.7 GB (and some minutes of decoding) at 256 x 256. Loader workers share it by fork. With ``cache`` set to
+``disk`` it is mapped from files, which later starts and other ranks share. The items are the same either way.
 """
 
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from xxhash import xxh3_128_hexdigest
 
 from trainer.data.antenna import AntennaForm, antenna_plane
-from trainer.data.errors import BadFile
-from trainer.data.gray import SOURCE_SIZE, Gray, area_mean, read_antenna, read_gray
+from trainer.data.errors import BadFile, DataError
+from trainer.data.gray import SOURCE_SIZE, Gray
 from trainer.data.items import Item
 from trainer.data.sparse import measured, places_of
 from trainer.data.splits import SplitRule, split_maps
+from trainer.data.stacks import Antennas, Cache, Pictures, Stack, stack
 from trainer.data.variants import VARIANTS, Channel, Split
 from trainer.section import Section
 
@@ -50,6 +50,11 @@ class RadioMapsConfig(Section):
         "pixel",
         description="The antenna's channel: the published bright pixel, or the logarithm of the distance.",
     )
+    cache: Cache = Field(
+        "memory",
+        description="Decoded maps are kept in 'memory', on 'disk' (mapped files), or not at all ('none').",
+    )
+    cache_folder: Path = Field(Path("runs/cache"), description="Where the files of cache = 'disk' lie.")
     augment: bool = Field(True, description="Turn and mirror training maps at random (8 ways).")
 
     @field_validator("variant")
@@ -79,6 +84,7 @@ class RadioMaps:
 
     Raises:
         BadFile: at construction, for the first file that can't be used.
+        DataError: the cache can't be written.
     """
 
     def __init__(self, config: RadioMapsConfig, split: Split) -> None:
@@ -107,10 +113,15 @@ class RadioMaps:
 
     def example(self, index: int, rng: np.random.Generator) -> Item:
         """Item ``index`` for training: turned and mirrored as ``rng`` draws, if the config asks for that."""
-        stack = self._stack(index)
+        try:
+            planes = self._stack(index)
+        except (
+            BadFile
+        ) as error:  # only where nothing is kept; a worker can't hand on an error of two arguments
+            raise DataError(f"{error}; it was whole when the run began") from error
         if self.config.augment and self.split == "train":
-            stack = turned(stack, int(rng.integers(8)))
-        return self._item(index, stack)
+            planes = turned(planes, int(rng.integers(8)))
+        return self._item(index, planes)
 
     def _item(self, index: int, stack: Gray) -> Item:
         image = stack[:1].astype(np.float32) / self.variant.full_scale
@@ -121,7 +132,9 @@ class RadioMaps:
 
     def _stack(self, index: int) -> Gray:
         """Target and condition channels, (1 + C, H, W)."""
-        return np.stack([self._gains[index], *(self._channel(name, index) for name in self.variant.channels)])
+        return np.stack(
+            [self._gains.rows[index], *(self._channel(name, index) for name in self.variant.channels)]
+        )
 
     def _channel(self, name: Channel, index: int) -> Gray:
         if name == "antenna":
@@ -129,11 +142,11 @@ class RadioMaps:
         if name == "samples":
             return self._measured(index)
         place = index if name == "k2" else index // self.num_transmitters
-        plane: Gray = self._planes[name][place]
+        plane: Gray = self._planes[name].rows[place]
         return plane
 
     def _antenna_plane(self, index: int) -> Gray:
-        row, column = self._antennas[index].tolist()
+        row, column = self._antennas.rows[index].tolist()
         return antenna_plane((row, column), self.config.image_size, self.config.antenna)
 
     def _measured(self, index: int) -> Gray:
@@ -143,27 +156,26 @@ class RadioMaps:
         number, tx = map(int, self.ids[index].split("_"))
         rng = np.random.default_rng([self.config.sample_seed, number, tx])
         places = places_of(buildings, self.variant.sampling, self.config.num_samples, rng)
-        return measured(self._gains[index], places)
+        return measured(self._gains.rows[index], places)
 
-    def _read_plane(self, name: Channel) -> Gray:
+    def _read_plane(self, name: Channel) -> Stack:
         if name == "k2":
             return self._read(f"gain/{self.variant.k2}", self.ids)
         return self._read({"buildings": "png/buildings_complete", "cars": "png/cars"}[name], self._maps)
 
-    def _read(self, folder: str, names: list[str]) -> Gray:
+    def _read(self, folder: str, names: list[str]) -> Stack:
         """The images of these names, reduced by area mean, (N, H, W)."""
-        images = np.empty((len(names), self.config.image_size, self.config.image_size), dtype=np.uint8)
-        for place, name in enumerate(names):
-            image = read_gray(self.config.folder / folder / f"{name}.png")
-            images[place] = area_mean(image, self.config.image_size)
-        return images
+        files = Pictures(folder, self._paths(folder, names), self.config.image_size)
+        return stack(files, self.config.cache, self.config.cache_folder)
 
-    def _read_antennas(self) -> NDArray[np.int64]:
+    def _read_antennas(self) -> Stack:
         """Row and column of each item's antenna in the reduced image, (N, 2); none where no channel asks."""
-        if "antenna" not in self.variant.channels:
-            return np.empty((0, 2), dtype=np.int64)
-        folder, step = self.config.folder / "png/antennas", SOURCE_SIZE // self.config.image_size
-        return np.array([read_antenna(folder / f"{name}.png") for name in self.ids]) // step
+        folder, ids = "png/antennas", self.ids if "antenna" in self.variant.channels else []
+        files = Antennas(folder, self._paths(folder, ids), self.config.image_size)
+        return stack(files, "disk" if self.config.cache == "disk" else "memory", self.config.cache_folder)
+
+    def _paths(self, folder: str, names: list[str]) -> list[Path]:
+        return [self.config.folder / folder / f"{name}.png" for name in names]
 
     def _fingerprint(self) -> str:
         """Equal for equal items in equal order: names, pixels, scale and channels."""
@@ -171,13 +183,13 @@ class RadioMaps:
         form: tuple[object, ...] = () if config.antenna == "pixel" else (config.antenna,)
         if variant.sampling is not None:
             form = (variant.sampling, variant.cond_scale, config.num_samples, config.sample_seed)
-        header = repr((self.ids, variant, self._gains.shape, config.augment, sorted(self._planes), *form))
-        arrays = [self._gains, self._antennas, *(self._planes[name] for name in sorted(self._planes))]
-        parts = [xxh3_128_hexdigest(np.ascontiguousarray(array).data) for array in arrays]
-        return xxh3_128_hexdigest("/".join([header, *parts]).encode())
+        shape = (len(self), config.image_size, config.image_size)
+        header = repr((self.ids, variant, shape, config.augment, sorted(self._planes), *form))
+        stacks = [self._gains, self._antennas, *(self._planes[name] for name in sorted(self._planes))]
+        return xxh3_128_hexdigest("/".join([header, *(one.digest for one in stacks)]).encode())
 
 
-def turned(stack: Gray, way: int) -> Gray:
+def turned(planes: Gray, way: int) -> Gray:
     """(C, H, W) turned by ``way % 4`` quarters and, for 4 to 7, mirrored: the 8 symmetries of a square."""
-    quarter = np.rot90(stack, way % 4, axes=(1, 2))
+    quarter = np.rot90(planes, way % 4, axes=(1, 2))
     return quarter[:, :, ::-1] if way >= 4 else quarter
