@@ -1,8 +1,9 @@
-"""Reads the body of a request as a message: bounded, perhaps gzipped, refused with field and reason."""
+"""Reads the body of a request as a message: bounded, perhaps compressed, refused with field and reason."""
 
 import asyncio
+import sys
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect
 
+from monitor_service.api import packed
 from monitor_service.errors import (
     BodyTooLarge,
     InvalidMessage,
@@ -20,6 +22,11 @@ from monitor_service.errors import (
 from monitor_service.settings import Settings
 from shared.base import Message
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 INLINE_BYTES = 64 * 1024
 """Bodies up to here are parsed in the event loop; larger ones would keep the others waiting."""
 
@@ -28,6 +35,15 @@ MOST_DETAILS = 1000
 """Pydantic describes all mistakes or none: for a million of them that takes ten seconds and a gigabyte."""
 
 FOUND_LENGTH = 80
+
+JSON = "application/json"
+PACKED = "application/msgpack"
+
+_UNPACKERS: dict[str, Callable[[], Any]] = {
+    "gzip": lambda: zlib.decompressobj(wbits=31),
+    "zstd": lambda: zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 23}),
+}
+"""By Content-Encoding. A zstd window takes 8 MiB at most, as RFC 9659 has it."""
 
 M = TypeVar("M", bound=Message)
 
@@ -38,16 +54,21 @@ async def read_message(request: Request, model: type[M], settings: Settings) -> 
     Raises:
         WrongMediaType, BodyTooLarge, MalformedBody, InvalidMessage: with what was found and what would do.
     """
+    kind = _kind_of(request)
     body = await _read(request, settings)
     if len(body) <= INLINE_BYTES:
-        return parse(model, body)
-    return await asyncio.to_thread(parse, model, body)
+        return parse(model, body, kind)
+    return await asyncio.to_thread(parse, model, body, kind)
 
 
-def parse(model: type[M], body: bytes) -> M:
-    """The message that the JSON text holds."""
+def parse(model: type[M], body: bytes, kind: str = JSON) -> M:
+    """The message that the JSON text, or the MessagePack, holds."""
     try:
-        return model.model_validate_json(body)
+        if kind == JSON:
+            return model.model_validate_json(body)
+        return model.model_validate(packed.unpack(body))
+    except packed.Unreadable as error:
+        raise MalformedBody(f"the body is not a message in MessagePack: {error}") from error
     except ValidationError as error:
         if error.error_count() > MOST_DETAILS:
             count = error.error_count()
@@ -71,16 +92,20 @@ def shown(value: Any) -> str:
     return text if len(text) <= FOUND_LENGTH else f"{text[:FOUND_LENGTH]}…"
 
 
-async def _read(request: Request, settings: Settings) -> bytes:
+def _kind_of(request: Request) -> str:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise WrongMediaType("Content-Type", kind, "application/json")
+    if kind not in (JSON, PACKED):
+        raise WrongMediaType("Content-Type", kind, f"{JSON} or {PACKED}")
+    return kind
+
+
+async def _read(request: Request, settings: Settings) -> bytes:
     coding = request.headers.get("content-encoding", "identity").strip().lower()
-    if coding not in ("identity", "gzip"):
-        raise WrongMediaType("Content-Encoding", coding, "gzip, or leave it out")
+    if coding not in ("identity", *_UNPACKERS):
+        raise WrongMediaType("Content-Encoding", coding, "gzip or zstd, or leave it out")
     chunks = _bounded(request, settings.max_body_bytes)
-    if coding == "gzip":
-        return await _unpack(chunks, settings.max_unpacked_bytes)
+    if coding != "identity":
+        return await _unpack(chunks, coding, settings.max_unpacked_bytes)
     return b"".join([chunk async for chunk in chunks])
 
 
@@ -91,22 +116,23 @@ async def _bounded(request: Request, limit: int) -> AsyncIterator[bytes]:
             size += len(chunk)
             if size > limit:
                 raise BodyTooLarge("body", limit)
-            yield chunk
+            if chunk:  # the last one is empty, and a decompressor at its end takes no more
+                yield chunk
     except ClientDisconnect as error:
         raise MalformedBody("the sender went away before the end of the body") from error
 
 
-async def _unpack(chunks: AsyncIterator[bytes], limit: int) -> bytes:
-    """Unzip as it comes, and never more than ``limit`` bytes of it."""
-    unzip = zlib.decompressobj(wbits=31)
+async def _unpack(chunks: AsyncIterator[bytes], coding: str, limit: int) -> bytes:
+    """Decompress as it comes, and never more than ``limit`` bytes of it."""
+    unzip = _UNPACKERS[coding]()
     unpacked = bytearray()
     try:
         async for chunk in chunks:
             unpacked += unzip.decompress(chunk, limit + 1 - len(unpacked))
             if len(unpacked) > limit:
                 raise BodyTooLarge("unpacked body", limit)
-    except zlib.error as error:
-        raise MalformedBody(f"the body is not gzip: {error}") from error
+    except (zlib.error, zstd.ZstdError, EOFError) as error:  # zstd: more came after its end
+        raise MalformedBody(f"the body is not {coding}: {error}") from error
     if not unzip.eof or unzip.unused_data:
-        raise MalformedBody("the gzipped body is cut short, or something follows it")
+        raise MalformedBody(f"the {coding} body is cut short, or something follows it")
     return bytes(unpacked)

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from monitor_service.api.body import PACKED
 from monitor_service.api.examples import ANSWERS, BODIES, PROBLEM
 from monitor_service.api.problems import MEDIA_TYPE
 from shared.commands import CommandRequest
@@ -21,6 +22,7 @@ _PROBLEM = {
         "errors": {"type": "array", "items": {"type": "object"}},
     },
 }
+_PACKED = {"type": "string", "format": "binary", "description": "The same as MessagePack (docs/protocol.md)."}
 _BODIES = (RunSpec, Batch, CommandRequest)
 
 
@@ -28,7 +30,9 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
     """What ``openapi_extra`` says about a route that reads ``model``."""
     schema = {"$ref": _REFERENCE.format(model=model.__name__)}
     body = {"schema": schema, "example": BODIES[model.__name__]}
-    return {"requestBody": {"required": True, "content": {"application/json": body}}}
+    return {
+        "requestBody": {"required": True, "content": {"application/json": body, PACKED: {"schema": _PACKED}}}
+    }
 
 
 def describe_bodies(app: FastAPI) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError, DataError, OperationalError
 from starlette.exceptions import HTTPException
 
 from monitor_service.api.body import shown
@@ -117,6 +117,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _database_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, DataError):  # PostgreSQL: a text with the character NUL
+        found = str(getattr(error, "orig", error))
+        return await _monitor_error(request, InvalidMessage([Violation("body", "a value", found)]))
     if type(error) not in (DatabaseError, OperationalError):
         raise error  # a statement that the database does not understand is our mistake
     log.error("%s %s: the database failed: %s", request.method, request.url.path, error)

@@ -229,3 +229,12 @@ def test_ten_batches_at_once_are_all_stored(monitor: Any, batch: Build) -> None:
     waiting = [monitor.start_post(url, json=batch(seq, [seq], loss=[0.5])) for seq in range(1, 11)]
     assert {future.result(10).status_code for future in waiting} == {200}
     assert monitor.tell("/series?name=loss")["series"]["loss"]["step"] == list(range(1, 11))
+
+
+def test_the_character_nul_in_a_text_is_stored_or_refused_and_never_an_error_of_ours(
+    monitor: Any, batch: Build
+) -> None:
+    assert monitor.send(batch(1, [1], session="a\0b", loss=[1.0])).status_code in (200, 422)
+    order = {"kind": "stop", "reason": "a\0b"}
+    assert monitor.post("/api/v1/runs/demo/commands", json=order).status_code in (201, 202, 422)
+    assert monitor.send(batch(1, [1], session="s2", loss=[1.0])).status_code == 200
