@@ -30,10 +30,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.record": ("shared", "trainer.files"),
     "trainer.probe": ("trainer.guards", "trainer.ema"),
     "trainer.ranks": ("trainer.errors",),
+    "trainer.sharding": ("trainer.errors", "trainer.ranks"),
     "trainer.averaging": ("trainer.guards", "trainer.ranks"),
     "trainer.common_ring": ("trainer.checkpoint", "trainer.ranks"),
     "trainer.state": (
         *("trainer.guards", "trainer.checkpoint", "trainer.ema", "trainer.ranks", "trainer.section"),
+        "trainer.sharding",
     ),
     "trainer.reporting": ("shared", "trainer.guards", "trainer.link", "trainer.record"),
     "trainer.factors": ("shared", "trainer.section"),

@@ -64,6 +64,21 @@ class Averaging:
             torch._foreach_copy_(piece, [part.view(t.shape) for part, t in zip(parts, piece, strict=True)])
 
 
+class Summing(Averaging):
+    """The same where weights are sharded: their gradients are means already, a share on each rank.
+
+    What is left to send is small: the numbers, and the square of the norm of this rank's share.
+    """
+
+    def __call__(self, losses: StepLosses, terms: Tensor, grads: Sequence[Tensor]) -> Whole:
+        """As ``Averaging``, but for ``grads``, which stay as they are."""
+        square = torch.linalg.vector_norm(norms(grads)).double().square()
+        numbers = torch.cat([pack(losses, terms, self._ranks).double(), square[None] * self._ranks.world])
+        self._average([*self._statistics, numbers])
+        whole, terms = unpack(numbers[:-1].float(), losses, terms)
+        return Whole(whole, terms, numbers[-1].sqrt().float())
+
+
 def pack(losses: StepLosses, terms: Tensor, ranks: Ranks) -> Tensor:
     """All numbers of this rank's part in one vector, float32, whose mean over the ranks is the whole batch's.
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from shared.base import utc_now
 from shared.exchange import RunSpec
-from trainer.averaging import Averaging
+from trainer.averaging import Averaging, Summing
 from trainer.checkpoint import list_records
 from trainer.config import Config, TrainingConfig
 from trainer.data.items import collate
@@ -20,6 +20,7 @@ from trainer.data.loading import Loader, Share
 from trainer.data.radiomaps import RadioMaps
 from trainer.ema import Ema
 from trainer.errors import ConfigError
+from trainer.guards.base import own_part
 from trainer.guards.drift import Drift
 from trainer.guards.invariants import Invariants
 from trainer.guards.limits import Limits
@@ -45,6 +46,7 @@ from trainer.record import RunRecord
 from trainer.recovery import Recovery
 from trainer.reporting import Reporter
 from trainer.section import Section
+from trainer.sharding import shard
 from trainer.state import TrainState
 
 
@@ -123,6 +125,9 @@ def build_loop(
     if stage.training.gradient_checkpointing:
         checkpoint_blocks(model)
     names = model.objectives
+    if ranks.are_many and stage.training.parallel == "fsdp2":
+        trained = {parameter for name in names for parameter in model.parameters_of(name)}
+        shard(model, trained, ranks, device.type)
     spikes = [Spike(name, config.guards.spike, limits=Limits(device)) for name in names]
     objectives = [
         _objective(stage, name, spike.limits, device, ranks)
@@ -134,7 +139,7 @@ def build_loop(
             Nonfinite(guards.nonfinite),
             *spikes,
             *(Drift(name, guards.drift) for name in names),
-            Replicas(guards.replicas, ranks.gather if ranks.are_many else None),
+            Replicas(guards.replicas, ranks.gather if ranks.are_many else None, is_common=_is_whole),
             Invariants(guards.invariants),
             Underflow(guards.underflow),
         ]
@@ -186,6 +191,16 @@ def _seed(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
+def _is_whole(tensor: torch.Tensor) -> bool:
+    return own_part(tensor) is tensor
+
+
+def _reduce(stage: Stage, ranks: Ranks, statistics: Sequence[torch.Tensor]) -> Averaging | None:
+    if not ranks.are_many:
+        return None
+    return (Summing if stage.training.parallel == "fsdp2" else Averaging)(ranks, statistics)
+
+
 def _share(training: TrainingConfig, ranks: Ranks) -> Share:
     size, pieces = training.loading.batch_size, training.micro_batches
     if size % (ranks.world * pieces):
@@ -211,7 +226,7 @@ def _objective(stage: Stage, name: str, limits: Limits, device: torch.device, ra
         buffers=statistics,
         limits=limits,
         loss_scale=LossScale(device) if stage.training.precision == "fp16" else None,
-        reduce=Averaging(ranks, statistics) if ranks.are_many else None,
+        reduce=_reduce(stage, ranks, statistics),
     )
     return Objective(name, optimizer, schedule, meter)
 

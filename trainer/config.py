@@ -77,6 +77,9 @@ class TrainingConfig(Section):
     channels_last: bool = Field(
         False, description="Keep convolutions' channels innermost: faster on GPUs in half precision."
     )
+    parallel: Literal["ddp", "fsdp2"] = Field(
+        "ddp", description="Each of several ranks holds the whole model; or a share of it (diffusion only)."
+    )
     loading: LoadingConfig = LoadingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
@@ -108,6 +111,15 @@ class FirstStageSection(Section):
 
     model: FirstStageConfig = FirstStageConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.training.parallel != "ddp":
+            raise ValueError(
+                f"training.parallel is {self.training.parallel}, but only the diffusion can be sharded: here "
+                "one objective flows through the other's weights; leave it at ddp"
+            )
+        return self
 
 
 class SamplingConfig(Section):

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from trainer.guards.base import own_part
 from trainer.guards.refusal import ema_update
 from trainer.section import Section
 
@@ -45,7 +46,8 @@ class Ema:
         if any(one % self.config.every == 0 for one in possible):
             skipped = refused | (number % self.config.every != 0)
             share = self.share_at(number)
-            ema_update(list(self.tensors.values()), list(self._live.values()), share, skipped)
+            averages, live = ([own_part(one) for one in ts.values()] for ts in (self.tensors, self._live))
+            ema_update(averages, live, share, skipped)
 
     def share_at(self, number: Tensor) -> Tensor:
         """Weight of the live model at update ``number``: 1 copies. SPEC §9's 1 - decay, float32.

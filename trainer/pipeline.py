@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 
@@ -30,6 +30,7 @@ from trainer.radiodiff.diffusion import LatentDiffusion
 from trainer.radiodiff.first_stage import FirstStage
 from trainer.radiodiff.unet import Unet
 from trainer.ranks import Ranks, joined
+from trainer.sharding import is_sharded
 from trainer.summary import StageSummary, Summary
 from trainer.trained import trained_first_stage
 from trainer.watchdog import Hang, Watchdog, end_process
@@ -77,9 +78,13 @@ def _train(config: Config, observers: Observers, ranks: Ranks) -> StageSummary |
         autoencoder = _averaged_autoencoder(before.state.ema, first_stage)
     loop, model = train_diffusion(config, maps, autoencoder, observers, ranks)
     kept = loop.recovery.ring.steps()
+    parts = loop.state.parts() if is_sharded(model) else None
     if not ranks.is_first:
         return None
-    with loop.state.ema.in_place_of(model):
+    if parts is not None:
+        model = LatentDiffusion(config.diffusion.model).to(config.run.device)
+        model.load_state_dict(parts["model"] | parts["ema"])
+    with nullcontext() if parts is not None else loop.state.ema.in_place_of(model):
         evaluation = evaluate(
             model, maps, held_out, config.diffusion.sampling, config.run.folder / "maps.png"
         )

@@ -7,6 +7,7 @@ All that decides about the run is the same on all ranks: the same numbers, judge
 rank alone can know (a signal, a command, what a scan of its own weights found) is pooled at a step boundary.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -155,6 +156,8 @@ def joined(device: str, timeout_s: float) -> Iterator[tuple[Ranks, str]]:
         yield ranks, own
     finally:
         dist.destroy_process_group()
+        # a sharded model that is garbage already still holds the group, whose threads must not outlive Python
+        gc.collect()
 
 
 def _meet(backend: str, ranks: Ranks, timeout: timedelta) -> None:

@@ -23,6 +23,7 @@ from trainer.guards.culprit import Accusation, Culprit
 from trainer.incident import Evidence, Incidents
 from trainer.recovery import Recovery
 from trainer.reporting import Reporter
+from trainer.sharding import is_sharded, whole
 from trainer.stopped import REPORT, write_report
 
 if TYPE_CHECKING:
@@ -107,11 +108,17 @@ class Refusals:
     ) -> None:
         name = self._alarm(taken, findings, evidence=evidence)
         culprit = Culprit(loop.state.model, loop.losses_of, taken.random)
-        own = culprit.accuse(taken.batch, self._recovery.earlier_weights())
+        # a sharded model computes on all ranks together, and each search takes as many passes as it needs
+        is_split = is_sharded(loop.state.model)
+        earlier = self._recovery.earlier_weights()
+        own = Accusation("unknown", None) if is_split else culprit.accuse(taken.batch, earlier)
         names: Sequence[str] = taken.batch["ids"]
         places = own.places if len(names) else ()
         accused, ids = _of_all(loop.state.ranks.tell_all((own, tuple(names[place] for place in places))))
-        words = accused.suspect.in_words() if accused.suspect else "the replay with hooks was clean"
+        clean = (
+            "the weights are sharded, so nobody searched" if is_split else "the replay with hooks was clean"
+        )
+        words = accused.suspect.in_words() if accused.suspect else clean
         self._reporter.finding(_as_finding(taken.vitals[0], accused, words, ids))
         self.incidents.note(
             name,
@@ -211,12 +218,13 @@ class Refusals:
         )
 
     def _evidence(self, loop: Loop, taken: Taken) -> Evidence:
+        model = loop.state.model.state_dict()
         return Evidence(
             objective=loop.objectives[0].name,
             number=loop.number,
             batch=taken.batch,
             random=taken.random.tensors(),
-            model=self.incidents.copy_of(loop.state.model.state_dict()),
+            model=self.incidents.copy_of({name: whole(one) for name, one in model.items()}),
         )
 
 

@@ -18,6 +18,7 @@ from trainer.guards.panel import Panel
 from trainer.guards.vitals import Meter
 from trainer.ranks import Ranks
 from trainer.section import Section
+from trainer.sharding import part_for, whole
 
 Parts = Mapping[str, Mapping[str, Tensor]]
 
@@ -81,8 +82,9 @@ class TrainState:
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
         """The live tensors by part and name; the caller copies them."""
-        parts = self._own_parts()
-        return {**parts, "random": self._random_of_all(parts["random"])}
+        own = self._own_parts()
+        parts = {part: {name: whole(tensor) for name, tensor in own[part].items()} for part in own}
+        return {**parts, "random": self._random_of_all(own["random"])}
 
     def facts(self) -> dict[str, Any]:
         """All that is not a tensor. Reads the device's counters: for save points, not for every step."""
@@ -207,7 +209,7 @@ def _copy(source: Parts, into: Parts) -> None:
     with torch.no_grad():
         for part, tensors in into.items():
             for name, tensor in tensors.items():
-                tensor.copy_(source[part][name])
+                tensor.copy_(part_for(tensor, source[part][name]))
 
 
 def _name_of(rank: int, name: str) -> str:

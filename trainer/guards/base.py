@@ -149,6 +149,15 @@ def every(steps: int) -> Callable[[int], bool]:
     return lambda step: step > 0 and step % steps == 0
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor that is sharded over several, maybe nothing; any other as it is.
+
+    Shares its memory. A guard looks at that part only: the others look at theirs.
+    """
+    to_local = getattr(tensor.detach(), "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
 def norms(tensors: Sequence[Tensor]) -> Tensor:
     """L2 norm of each tensor, (N,), still on their device: finite only if every element is.
 
@@ -157,7 +166,7 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     """
     wide = any(tensor.dtype == torch.float64 for tensor in tensors)
     dtype = torch.float64 if wide else torch.float32
-    return torch.stack(torch._foreach_norm(list(tensors), 2, dtype=dtype))
+    return torch.stack(torch._foreach_norm(list(map(own_part, tensors)), 2, dtype=dtype))
 
 
 def parameter_names(model: nn.Module) -> dict[Tensor, str]:
@@ -167,4 +176,4 @@ def parameter_names(model: nn.Module) -> dict[Tensor, str]:
 
 def count_nonfinite(tensor: Tensor) -> int:
     """NaN or infinite elements of one tensor. One host read: for the search after an alarm."""
-    return int(torch.count_nonzero(~torch.isfinite(tensor)).item())
+    return int(torch.count_nonzero(~torch.isfinite(own_part(tensor))).item())

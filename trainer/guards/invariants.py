@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
 from shared.events import Finding, Severity
-from trainer.guards.base import StepView, Watched, every, finding, norms, parameter_names
+from trainer.guards.base import StepView, Watched, every, finding, norms, own_part, parameter_names
 from trainer.guards.refusal import running_statistics
 from trainer.section import Section
 
@@ -247,14 +247,14 @@ def _sizes(adams: list[_AdamParameter]) -> Tensor:
     """Weight, first, second and least second of each parameter, (N, 4), on the device."""
     none = adams[0].parameter.new_zeros(1) if adams else torch.zeros(1)
     firsts = [adam.state.get("exp_avg", none) for adam in adams]
-    seconds = [adam.state.get("exp_avg_sq", none) for adam in adams]
+    seconds = [own_part(adam.state.get("exp_avg_sq", none)) for adam in adams]
     if not adams:
         return torch.zeros(0, 4)
     columns = (
         norms([adam.parameter.detach() for adam in adams]),
         norms(firsts),
         torch.stack([second.sum(dtype=torch.float32) for second in seconds]),
-        torch.stack([second.amin() for second in seconds]),
+        torch.stack([second.amin() if second.numel() else second.new_zeros(()) for second in seconds]),
     )
     return torch.stack([column.double() for column in columns], dim=1)
 

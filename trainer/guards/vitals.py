@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainer.guards.base import Reason, StepLosses, Vitals, norms
+from trainer.guards.base import Reason, StepLosses, Vitals, norms, own_part
 from trainer.guards.limits import Limits, ceilings_of
 from trainer.guards.loss_scale import LossScale, share_of_zeros
 from trainer.guards.refusal import Shadow, check_refusable, prime
@@ -135,7 +135,7 @@ class Meter:
         Raises:
             ValueError: no parameter has a gradient.
         """
-        grads = [p.grad for p in self._parameters if p.grad is not None]
+        grads = [own_part(p.grad) for p in self._parameters if p.grad is not None]
         if not grads:
             raise ValueError(
                 f"objective {self.objective!r}: no parameter has a gradient; call backward first"

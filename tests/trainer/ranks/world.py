@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from shared.base import utc_now
 from shared.commands import Command
 from trainer.build import build_loop
+from trainer.guards.base import own_part
 from trainer.guards.invariants import fingerprint
 from trainer.loop import Loop, Phase
 from trainer.ranks import Ranks, joined
@@ -56,6 +57,10 @@ def plain(lab: Any) -> type[nn.Module]:
 
 def weights(loop: Loop) -> dict[str, list[float]]:
     return {name: one.detach().flatten().tolist() for name, one in loop.state.model.named_parameters()}
+
+
+def weights_by_name(tensors: dict[str, Tensor], names: set[str]) -> dict[str, list[float]]:
+    return {name: one.flatten().tolist() for name, one in tensors.items() if name in names}
 
 
 def prints(loop: Loop) -> dict[str, int]:
@@ -160,7 +165,7 @@ class World:
                 struck.append(1)
                 weight = next(p for n, p in loop.state.model.named_parameters() if n == "head.weight")
                 with torch.no_grad():
-                    weight.view(-1)[3] += 1e-3 * value
+                    own_part(weight.detach()).view(-1)[3] += 1e-3 * value
 
         return strike
 
@@ -179,6 +184,32 @@ class World:
         loop = self.lab.loop("ordered", observers=[order], steps=60, ranks=self.ranks)
         status = loop.run()
         return {**told(loop), "status": status, "seen": loop.reporter.record.commands_seen}
+
+    def sharded(self) -> dict[str, Any]:
+        """What ``same_as_one`` learns, with the weights split between the ranks."""
+        loop = self.run("sharded", model=plain(self.lab), steps=12, parallel="fsdp2")
+        parts = loop.state.parts()
+        names = weights_by_name(parts["model"], {name for name, _ in loop.state.model.named_parameters()})
+        shards = {name: type(one).__name__ for name, one in loop.state.model.named_parameters()}
+        return {**told(loop), "weights": names, "shards": shards}
+
+    def sharded_nan(self) -> dict[str, Any]:
+        """Rank 1's loss is NaN in one step, and again in its replay; killed, and resumed."""
+
+        def strike(phase: Phase, loop: Loop) -> None:
+            is_due = phase is Phase.BACKWARD and loop.state.iteration == 8
+            if is_due and self.ranks.number == 1:
+                assert loop.losses is not None
+                loop.losses.total = loop.losses.total * torch.nan  # type: ignore[misc]
+
+        with suppress(self.lab.Killed):
+            self.run("sharded-nan", strike, self.lab.kill_at(31), parallel="fsdp2")
+        resumed = told(self.run("sharded-nan", seed=None, parallel="fsdp2"))
+        return {**resumed, "whole": told(self.run("sharded-whole", strike, parallel="fsdp2"))["prints"]}
+
+    def sharded_corrupt(self) -> dict[str, Any]:
+        """A NaN in the part of the weights that rank 1 alone holds."""
+        return told(self.run("sharded-corrupt", self._spoil(torch.nan), parallel="fsdp2"))
 
     def resumed(self) -> dict[str, Any]:
         """The first 25 steps of ``usual``, and the rest in new loops."""
@@ -230,6 +261,7 @@ def _command(loop: Loop) -> Command:
 
 CHECKS = (
     *("same_as_one", "usual", "nan_on_one", "nan_once", "skipped_by_hand", "corrupt_on_one"),
+    *("sharded", "sharded_nan", "sharded_corrupt"),
     *("unequal", "ordered", "resumed", "bad_file_on_one"),
 )
 
