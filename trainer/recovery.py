@@ -98,7 +98,7 @@ class Recovery:
         self.config, self._state, self._probe, self._reporter = config, state, probe, reporter
         self._settings = dict(settings or {})
         self._changed_settings: list[str] = []
-        self._protect = False
+        self._protect_at: int | None = None
         self._changes: deque[Record] = deque()
         self.ring, self._writer = ring_and_writer(folder, config.ring, self._changes.append, state.ranks)
         self._snapshots = SnapshotRing()
@@ -140,7 +140,7 @@ class Recovery:
 
     def is_due(self, step: int) -> bool:
         """Whether a snapshot or a checkpoint should be kept at ``step``. Costs two comparisons."""
-        if self._protect:
+        if self._protect_at is not None and step >= self._protect_at:
             return True
         return step - self.kept_at >= self.config.snapshot_every or self._checkpoint_is_due(step)
 
@@ -210,7 +210,7 @@ class Recovery:
             return
         self._factors.lower(step, reason, lr=self.config.ladder.lower_lr, clip=1.0, rewarm=0, incident=None)
         self._remember()
-        self._protect = True
+        self._protect_at = step + 2  # the judgement of the next step scans the state before it is kept
 
     def reset_moments(self, module: str) -> None:
         """Forget what the optimizer knows of one module."""
@@ -298,8 +298,8 @@ class Recovery:
             parts=self._state.parts(),
             facts=self._state.facts(),
         )
-        if self._protect:
-            self._protect = False
+        if self._protect_at is not None and self._state.step >= self._protect_at:
+            self._protect_at = None
             self._snapshots.protect(self._state.step, self._state.step + self.config.returns_over)
 
     def _follow(self) -> None:

@@ -189,11 +189,11 @@ def test_a_prediction_lowers_the_rate_keeps_a_snapshot_and_goes_nowhere(
 
     def predict(panel: Panel, view: Any) -> Judgement:
         told = judge(panel, view)
-        if view.vitals.step != 23:
+        if view.vitals.step != 21:
             return told
         words = "divergence in some 20 steps"
         warning = Finding(
-            step=23,
+            step=21,
             guard="drift",
             severity=Severity.WARNING,
             message=words,
@@ -205,7 +205,7 @@ def test_a_prediction_lowers_the_rate_keeps_a_snapshot_and_goes_nowhere(
     loop = lab.run(steps=60)
     assert loop.reporter.record.rollbacks == []
     assert [one.value for one in events if isinstance(one, Change)][:1] == [0.7]
-    assert 24 in loop.recovery._snapshots.steps(), "and the other slot went round without it"
+    assert 23 in loop.recovery._snapshots.steps(), "and the other slot went round without it"
 
 
 def test_an_incident_leaves_a_folder_and_folders_are_bounded(lab: Any) -> None:
