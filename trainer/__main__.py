@@ -10,6 +10,7 @@ import MODEL CONFIG make an upstream checkpoint one of ours, to go on from or to
 replay FILE         what the guards say about a log: CSV, trainer_state.json, event file
 replay INCIDENT     do an incident's step once more, from its folder
 export CONFIG FILE  and back, so that you can leave again
+drill [NAME|--all]  inject faults into a training, see them seen and healed; exits 1 if one falls short
 demo                the watched run of `make run`
 """
 
@@ -30,6 +31,7 @@ from trainer.config import load
 from trainer.console import narrated
 from trainer.data.errors import DataError
 from trainer.data.radiomaps import RadioMaps
+from trainer.drill import command as drill_command
 from trainer.drill.demo import demo
 from trainer.errors import ConfigError, TrainerError
 from trainer.link.config import LinkConfig
@@ -136,6 +138,13 @@ def _demo(arguments: argparse.Namespace) -> int:
     return FELL_SHORT if summary.fell_short else 0
 
 
+def _drill(arguments: argparse.Namespace) -> int:
+    with narrated():
+        facts, words, went_well = drill_command.drill(arguments)
+    _say(arguments, facts, words)
+    return 0 if went_well else 1
+
+
 class _StopOnSignal:
     """SIGTERM and Ctrl-C end a training at the next step boundary, with a checkpoint; twice: at once."""
 
@@ -170,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     delivery.add_argument("--url", required=True, help="the monitor's address")
     for name, command in COMMANDS.items():
         command.add_arguments(_add(commands, name, _answering(command.work)))
+    drill_command.add_arguments(_add(commands, "drill", _drill))
     show = _add(commands, "demo", _demo)
     show.add_argument("--folder", type=Path, default=Path("runs/demo"))
     show.add_argument("--port", type=int, default=8321, help="the monitor's; 0 for any free one")

@@ -1,31 +1,71 @@
-"""Faults that can be injected into a running loop, from outside: observers that strike once.
+"""What all faults share: they strike a running loop from outside, at a step, as often as they are told.
 
-A fault never touches a guard. It stands where the real one would: in a gradient, in a weight, in a batch.
+A fault never touches a guard. It stands where the real one would: in a gradient, in a weight, in a file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from trainer.loop import Loop, Phase
+from trainer.data.radiomaps import RadioMaps
+from trainer.loop import Loop, Observer, Phase
+
+
+class Ground(Protocol):
+    """Where a drill trains: a folder of its own, the maps, and the first stage's autoencoder."""
+
+    @property
+    def maps(self) -> RadioMaps: ...
+    @property
+    def folder(self) -> Path: ...
+
+    ended: list[str]
+
+    def train(self, observers: Sequence[Observer] = (), maps: RadioMaps | None = None) -> None:
+        """Train to the end, or from where it stopped; how it ended is remembered, never raised."""
+
+
+class Injection(Protocol):
+    """A fault: ``inject`` trains with it in the way; ``struck_at`` is the step of the first strike."""
+
+    struck_at: int | None
+
+    def inject(self, ground: Ground) -> None: ...
 
 
 @dataclass
 class Fault:
-    """Does ``strike`` at the start of ``phase`` of step ``at_step``: once, even if the run comes by again."""
+    """Does ``strike`` at the start of ``phase`` of step ``at_step``, and of ``times - 1`` batches more.
+
+    Not again when the run comes by a second time.
+    """
 
     at_step: int
     phase: Phase
     strike: Callable[[Loop], None]
-    struck: bool = field(default=False, init=False)
+    times: int = 1
+    struck_at: int | None = field(default=None, init=False)
+    _struck: int = field(default=0, init=False)
+
+    @property
+    def struck(self) -> bool:
+        """Whether it has struck at all."""
+        return self.struck_at is not None
 
     def __call__(self, phase: Phase, loop: Loop) -> None:
         """Called by the loop at the start of every phase."""
-        if not self.struck and phase is self.phase and loop.state.step >= self.at_step:
-            self.struck = True
+        if self._struck < self.times and phase is self.phase and loop.state.step >= self.at_step:
+            self.struck_at = loop.number if self.struck_at is None else self.struck_at
+            self._struck += 1
             self.strike(loop)
+
+    def inject(self, ground: Ground) -> None:
+        """Train with this fault watching the phases."""
+        ground.train([self])
 
 
 def nan_gradient(at_step: int) -> Fault:
@@ -59,9 +99,16 @@ def nan_weight(at_step: int) -> Fault:
     return Fault(at_step, Phase.FETCH, strike)
 
 
+def trained(loop: Loop) -> list[nn.Parameter]:
+    """What the loop's first objective trains."""
+    return [p for group in loop.objectives[0].optimizer.param_groups for p in group["params"]]
+
+
+def gradients(loop: Loop) -> list[Tensor]:
+    """The gradients at hand, after backward."""
+    return [p.grad for p in trained(loop) if p.grad is not None]
+
+
 def largest_parameter(loop: Loop) -> nn.Parameter:
     """The largest tensor that the loop's first objective trains."""
-    held: list[Tensor] = [p for group in loop.objectives[0].optimizer.param_groups for p in group["params"]]
-    largest = max(held, key=lambda parameter: parameter.numel())
-    assert isinstance(largest, nn.Parameter)
-    return largest
+    return max(trained(loop), key=lambda parameter: parameter.numel())
