@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,9 @@ class Stage:
 
 _STRIDE = 1_000_003
 """Between the seeds of two ranks: far from those of stages, and of runs that count theirs up."""
+
+_WELL_SCALED = partial(find_nonfinite_batch, limit=1.5)
+"""Items lie in [-1, 1]: a dark map in 0..255 must not pass for one."""
 
 CHECKPOINTS = "checkpoints"
 """Where they lie in a stage's folder."""
@@ -145,7 +149,7 @@ def build_loop(
         ]
     )
     share = _share(stage.training, ranks)
-    loader = Loader(stage.source, stage.training.loading, find_nonfinite_batch, share)
+    loader = Loader(stage.source, stage.training.loading, _WELL_SCALED, share)
     ema = Ema(stage.model, stage.training.ema)
     state = TrainState(
         stage.model,

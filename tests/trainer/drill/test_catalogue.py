@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from shared.events import Finding, Severity, StepSkipped
-from trainer.drill import command
+from trainer.build import _WELL_SCALED
+from trainer.config import load
+from trainer.data.radiomaps import RadioMaps
+from trainer.drill import command, faults_data
 from trainer.drill.catalogue import CATALOGUE, find
-from trainer.drill.ground import Twin
+from trainer.drill.ground import DRILL_CONFIG, Twin
 from trainer.drill.judge import Expectation, Facts, Judgement, judge
 from trainer.drill.table import as_table, summary
 from trainer.errors import ConfigError
@@ -106,3 +109,11 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
         command.drill(asked("F09", "--folder", str(tmp_path)))
     with pytest.raises(ConfigError, match="--all or --list"):
         command.drill(asked())
+
+
+@pytest.mark.parametrize("damage", ["nan_pixel", "infinite_condition", "a_million_times", "eight_bits"])
+def test_a_damaged_item_is_refused_where_it_is_loaded_and_a_whole_one_is_not(damage: str) -> None:
+    item = RadioMaps(load(DRILL_CONFIG).data, "train")[0]
+    assert _WELL_SCALED(item) is None
+    getattr(faults_data, damage)(item)
+    assert _WELL_SCALED(item) is not None
