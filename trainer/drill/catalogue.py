@@ -21,7 +21,6 @@ from trainer.errors import ConfigError
 _SCAN = 10
 """Steps between two scans on the drills' ground: before each snapshot."""
 _ONE_WORKER = {"diffusion.training.loading.num_workers": 1}
-_WATCHED_AT_REST = {"guards.invariants.compare_every": 1}
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ CATALOGUE: Sequence[Drill] = (
         *("F11", "nan-on-one-rank", "NaN gradient on one of two ranks"),
         None,
         Expect("P", recovery="all ranks skip the same step"),
-        awaits="several ranks",
+        awaits="its drill",
     ),
     Drill(
         *("F12", "gradient-times-1e4", "finite gradients 10,000 times too large, once"),
@@ -136,7 +135,7 @@ CATALOGUE: Sequence[Drill] = (
         *("F19", "mantissa-flip", "one mantissa bit of one weight flips: harmless"),
         lambda at: state.flipped_bit(at, 12),
         Expect("L", late=1, recovery="told as silent data corruption; no rollback", words="bit"),
-        _WATCHED_AT_REST,
+        awaits="a comparison of weights at rest",
     ),
     Drill(
         *("F20", "weights-times-1000", "all weights a thousand times too large"),
@@ -147,7 +146,7 @@ CATALOGUE: Sequence[Drill] = (
         *("F21", "sign-flip", "the sign of one whole tensor flips"),
         state.flipped_sign,
         Expect("PL", late=1, recovery="memory snapshot"),
-        _WATCHED_AT_REST,
+        awaits="a comparison of weights at rest",
     ),
     Drill(
         *("F22", "nan-first-moment", "NaN in exp_avg"),
@@ -193,7 +192,7 @@ CATALOGUE: Sequence[Drill] = (
         *("F28", "loss-scale-floor", "the loss scale of fp16 is driven to its floor"),
         None,
         Expect("L", recovery="the floor holds; the module goes to fp32, the rate comes down"),
-        awaits="loss scales",
+        awaits="its drill",
     ),
     Drill(
         *("F29", "nan-average", "NaN in the moving average"),
@@ -276,7 +275,7 @@ CATALOGUE: Sequence[Drill] = (
         *("F41", "hanging-step", "a step hangs"),
         None,
         Expect("H", recovery="stacks are told; restart from a good checkpoint"),
-        awaits="the watchdog",
+        awaits="its drill",
     ),
     Drill(
         *("F42", "lying-monitor", "the monitor dies, lies and floods"),

@@ -12,7 +12,7 @@ from trainer.config import load
 from trainer.data.radiomaps import RadioMaps
 from trainer.drill import command, faults_data
 from trainer.drill.catalogue import CATALOGUE, find
-from trainer.drill.ground import DRILL_CONFIG, Twin
+from trainer.drill.ground import DRILL_CONFIG, Twin, changed
 from trainer.drill.judge import Expectation, Facts, Judgement, judge
 from trainer.drill.table import as_table, summary
 from trainer.errors import ConfigError
@@ -24,7 +24,9 @@ TWIN = Twin(loss=2.0, seconds=1.0, findings=0, hashes={"model/w": "1"})
 
 def test_every_fault_of_the_table_has_a_drill_or_says_what_it_awaits() -> None:
     assert {one.id for one in CATALOGUE} == {f"F{number:02}" for number in range(1, 43)}
-    assert all((one.fault is None) == bool(one.awaits) for one in CATALOGUE)
+    assert all(one.fault or one.awaits for one in CATALOGUE)
+    ground = load(DRILL_CONFIG)
+    assert all(changed(ground, one.changes) for one in CATALOGUE)
     assert len({one.name for one in CATALOGUE}) == len(CATALOGUE)
 
 
