@@ -73,14 +73,18 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape."""
         height, width = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
-        shift = self._shift_for(x.shape[1], x.shape[2])
+        # the zeros that fill up the windows are projected to the bias: no need to multiply them
+        qkv = F.linear(x, self.qkv.weight)
+        qkv = F.pad(qkv, (0, 0, 0, -width % self.window, 0, -height % self.window))
+        qkv = qkv + self.qkv.bias.to(qkv.dtype)
+        shift = self._shift_for(qkv.shape[1], qkv.shape[2])
         if any(shift):
-            x = x.roll((-shift[0], -shift[1]), dims=(1, 2))
-        x = self._attend(x, shift)
+            qkv = qkv.roll((-shift[0], -shift[1]), dims=(1, 2))
+        x = self._attend(qkv, shift)
         if any(shift):
             x = x.roll(shift, dims=(1, 2))
-        return x[:, :height, :width]
+        out: Tensor = self.proj(x[:, :height, :width])
+        return out
 
     def _shift_for(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns to shift: an axis that one window covers stays where it is."""
@@ -89,24 +93,24 @@ class WindowAttention(nn.Module):
             0 if self.window >= width else self.shift,
         )
 
-    def _attend(self, x: Tensor, shift: tuple[int, int]) -> Tensor:
-        """Attention inside each window of (B, H, W, C), both sides multiples of the window's."""
-        batch, height, width, channels = x.shape
+    def _attend(self, qkv: Tensor, shift: tuple[int, int]) -> Tensor:
+        """From (B, H, W, 3 * C), both sides multiples of the window's, to (B, H, W, C)."""
+        batch, height, width, channels = *qkv.shape[:3], qkv.shape[3] // 3
         window, head_dim = self.window, channels // self.heads
         rows, columns = height // window, width // window
-        qkv = self.qkv(x).reshape(batch, rows, window, columns, window, 3, self.heads, head_dim)
+        qkv = qkv.reshape(batch, rows, window, columns, window, 3, self.heads, head_dim)
         qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)  # the two inner sides of a window go behind the heads
         q, k, v = qkv.reshape(3, batch, rows * columns, self.heads, window**2, head_dim)
         # written out: with a bias that needs a gradient the fused function takes a slower way on a CPU
         logits = (q * head_dim**-0.5) @ k.transpose(-1, -2) + self._logit_bias(height, width, shift)
         h = (logits.softmax(dim=-1) @ v).reshape(batch, rows, columns, self.heads, window, window, head_dim)
-        out: Tensor = self.proj(h.permute(0, 1, 4, 2, 5, 3, 6).reshape(x.shape))
-        return out
+        return h.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, channels)
 
     def _logit_bias(self, height: int, width: int, shift: tuple[int, int]) -> Tensor:
         """Position bias, (heads, tokens, tokens); after a shift (windows, heads, tokens, tokens)."""
         tokens = self.window**2
-        bias = self.position_bias[self.position_index].reshape(tokens, tokens, self.heads).permute(2, 0, 1)
+        bias = self.position_bias.index_select(0, self.position_index)
+        bias = bias.reshape(tokens, tokens, self.heads).permute(2, 0, 1)
         if not any(shift):
             return bias
         return bias + shift_mask(height, width, self.window, shift, bias.device)[:, None]
