@@ -24,6 +24,7 @@ lint: .venv/.ok
 bench: .venv/.ok
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/guard_overhead.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/checkpoint_damage.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.radiodiff_step
 
 # torch first and by itself: once it is there, the extras' `torch` installs nothing more.
 .venv/.ok: pyproject.toml constraints.txt

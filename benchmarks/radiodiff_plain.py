@@ -1,8 +1,8 @@
 """RadioDiff as a careful reader of its description writes it first: torch's ordinary operations, float32.
 
-No fused attention, no channels_last, no fused optimizer, and each evaluation of the network encodes the condition, as the
-published one does. What costs nothing to do right is done right: masks and position codes are made once, windows are
-reshapes, norms and activations are torch's own.
+No fused attention, no channels_last, no fused optimizer, and each evaluation of the network encodes the
+condition, as the published one does. What costs nothing to do right is done right: masks and position codes
+are made once, windows are reshapes, norms and activations are torch's own.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ Tensors = dict[str, Tensor]
 
 
 class PlainUnet(Reference):
-    """The reference in torch's own operations; ``training`` adds batch statistics, dropout and stochastic depth."""
+    """The reference in torch's own operations; in training it also drops, and norms by the batch."""
 
     training = False
     dropout = 0.1
@@ -171,7 +171,7 @@ class PlainAutoencoder(PlainUnet):
 
 
 class PlainDiffusion:
-    """Loss and sampler over copies of a model's tensors; the published process only, four levels, three mults."""
+    """Loss and sampler over copies of a model's tensors; of the published process, at any width."""
 
     def __init__(self, model: LatentDiffusion) -> None:
         trained = {id(p) for p in model.parameters_of("diffusion")}

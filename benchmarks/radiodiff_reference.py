@@ -1,8 +1,8 @@
 """The U-Net written down a second time, slowly, by upstream's names.
 
 Plain functions of a dict of tensors: windows are gathered one by one, masks compare coordinates, attention is
-a softmax spelled out, the frequency filter is a product with numpy's Fourier matrices. The tests hold the model
-against it; ``radiodiff_plain`` says the same in torch's own operations, to time the model against.
+a softmax spelled out, the frequency filter is a product with numpy's Fourier matrices. The tests hold the
+model against it; ``radiodiff_plain`` says the same in torch's own operations, to time the model against.
 """
 
 import math

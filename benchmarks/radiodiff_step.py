@@ -1,30 +1,32 @@
-"""What the model costs: a training step and sampling, beside a plain transcription of RadioDiff's description.
+"""What the model costs: a training step and sampling, beside a plain writing-down of RadioDiff.
 
     python -m benchmarks.radiodiff_step [--published] [--rounds 10] [--json]
 
-Both sides own equal weights and take turns in one process, so that a busy machine slows both alike; before that their
-outputs are compared. On a CPU a step's price is CPU time and the peak is that of a fresh process which does nothing else;
-on a GPU it is wall time, the device's peak, and our side runs under bfloat16 autocast.
+Both sides own equal weights and take turns in one process, so that a busy machine slows both alike; before
+that their outputs are compared. On a CPU a step's price is CPU time, and the peak is the resident memory of a
+fresh process that works for one side only. On a GPU it is wall time and the device's peak, and our side runs
+under bfloat16 autocast.
 
     train     encode with the frozen autoencoder, forward, backward, clip to 1, AdamW (ours: fused)
     sample    five steps, which are six evaluations, and the decoder
 """
 
 import argparse
+import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from benchmarks.radiodiff_plain import PlainDiffusion
+from benchmarks.radiodiff_plain import PlainDiffusion, PlainUnet
 from trainer.radiodiff.autoencoder import AutoencoderConfig
 from trainer.radiodiff.diffusion import DiffusionConfig, LatentDiffusion
 from trainer.radiodiff.relation import TokenMlp
@@ -124,7 +126,7 @@ class Bench:
             return self._differences()
         finally:
             _set_chances(draws, usual)
-            self.plain.unet.dropout, self.plain.unet.config = PlainDiffusion(self.model).unet.dropout, config
+            self.plain.unet.dropout, self.plain.unet.config = PlainUnet.dropout, config
 
     def _differences(self) -> dict[str, float]:
         maps, expected = self.our_maps(), self.plain_maps()
@@ -134,7 +136,7 @@ class Bench:
         apart = torch.stack([(a - b).norm() for a, b in zip(ours, theirs, strict=True)]).norm()
         return {
             "maps": float((maps - expected).abs().max() / expected.std()),
-            "loss": float((losses[0] / losses[1] - 1).abs()),
+            "loss": float((losses[0] / losses[1] - 1).detach().abs()),
             "gradient": float(apart / torch.stack([b.norm() for b in theirs]).norm()),
         }
 
@@ -179,18 +181,21 @@ def take_turns(bench: Bench, kind: str, rounds: int) -> dict[str, float]:
 
 
 def peak_bytes(size: Size, side: str, kind: str, device: torch.device) -> int:
-    """Peak of this process, weights and libraries included, after two calls of one side alone."""
+    """Most memory during two calls of one side alone: the weights, and on a CPU the libraries, are in it."""
     bench = Bench(size, device)
     work = bench.work(side, kind)
-    if side == "plain":
-        del bench.model  # copies: the plain side needs only its own
-    else:
-        del bench.plain
-    work()
-    work()
+    delattr(bench, "model" if side == "plain" else "plain")
+    gc.collect()
     if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        work()
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew at what is resident now
+    work()
+    work()
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def peak_in_fresh_process(name: str, side: str, kind: str) -> int:

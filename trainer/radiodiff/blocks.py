@@ -29,7 +29,7 @@ class StandardizedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         # a layer norm over each output channel's weights: one pass instead of five
-        weight = F.layer_norm(self.weight, self.weight.shape[1:], eps=epsilon_for(x))
+        weight = F.layer_norm(self.weight, self.weight.shape[1:], eps=epsilon_for(self.weight))
         return F.conv2d(x, weight, self.bias, padding=1)
 
 

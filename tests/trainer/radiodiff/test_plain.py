@@ -1,4 +1,4 @@
-"""The plain side of the speed comparison computes what the model computes, or its times would mean nothing."""
+"""The plain side computes what the model computes, or its times would mean nothing."""
 
 import torch
 
