@@ -104,7 +104,8 @@ class WindowAttention(nn.Module):
         # written out: with a bias that needs a gradient the fused function takes a slower way on a CPU
         logits = (q * head_dim**-0.5) @ k.transpose(-1, -2) + self._logit_bias(height, width, shift)
         h = (logits.softmax(dim=-1) @ v).reshape(batch, rows, columns, self.heads, window, window, head_dim)
-        return h.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, channels)
+        out: Tensor = h.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, channels)
+        return out
 
     def _logit_bias(self, height: int, width: int, shift: tuple[int, int]) -> Tensor:
         """Position bias, (heads, tokens, tokens); after a shift (windows, heads, tokens, tokens)."""
