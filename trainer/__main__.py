@@ -38,7 +38,7 @@ from trainer.link.config import LinkConfig
 from trainer.link.delivery import deliver
 from trainer.link.outbox import SpoolError
 from trainer.loop import Loop, Phase
-from trainer.pipeline import prepare, train
+from trainer.pipeline import prepare, require_autoencoder, train
 from trainer.ranks import rank_here
 
 FELL_SHORT = 5
@@ -75,6 +75,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     config = load(arguments.config)
     prepare(config)
+    require_autoencoder(config)
     sizes = {split: len(RadioMaps(config.data, split)) for split in ("train", "test")}
     words = f"{arguments.config} will run: {sizes['train']} maps to train on, {sizes['test']} held out"
     _say(arguments, {"maps": sizes, "folder": str(config.run.folder)}, words)

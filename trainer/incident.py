@@ -26,6 +26,7 @@ from trainer.checkpoint.container import pieces
 from trainer.checkpoint.tensors import on_host
 from trainer.files import replace_file
 from trainer.guards.base import Vitals
+from trainer.precision import Precision
 from trainer.reporting import Reporter
 from trainer.section import Section
 
@@ -61,6 +62,9 @@ class Evidence:
     random: Mapping[str, Tensor]
     model: Mapping[str, Tensor] | None
     """A copy, since a replay that is applied changes the weights; None where it would be too large."""
+
+    precision: Precision = "fp32"
+    micro_batches: int = 1
 
 
 @dataclass
@@ -236,6 +240,8 @@ class Incidents:
             "number": evidence.number,
             "batch": json.loads(json.dumps(other, default=str)),
             "has_model": evidence.model is not None,
+            "precision": evidence.precision,
+            "micro_batches": evidence.micro_batches,
         }
 
     def _write(self, one: _Open, name: str, content: bytes) -> None:

@@ -135,6 +135,21 @@ def check_shapes(config: Config) -> None:
             ) from error
 
 
+def require_autoencoder(config: Config) -> None:
+    """See that the diffusion alone has an autoencoder to work on. A run that has begun holds its own.
+
+    Raises:
+        ConfigError: there is none in the run's folder.
+    """
+    folder = first_stage_folder(config)
+    is_needed = config.run.stages == "diffusion" and not has_checkpoints(config.run.folder)
+    if is_needed and not has_checkpoints(folder):
+        raise ConfigError(
+            f'run.stages is "diffusion", but there is no autoencoder in {folder}; train one there (the same '
+            'run.folder with run.stages = "first_stage"), or import one (python -m trainer import)'
+        )
+
+
 def set_up_torch(config: Config) -> None:
     """Set what is global in torch.
 
@@ -183,13 +198,8 @@ def _autoencoder_in_folder(config: Config) -> Mapping[str, torch.Tensor]:
     Raises:
         ConfigError: there is none, or of another configuration. ResumeRefused: none can be trusted.
     """
-    folder = first_stage_folder(config)
-    if not has_checkpoints(folder):
-        raise ConfigError(
-            f'run.stages is "diffusion", but there is no autoencoder in {folder}; train one there (the same '
-            'run.folder with run.stages = "first_stage"), or import one (python -m trainer import)'
-        )
-    trained = trained_first_stage(config)
+    require_autoencoder(config)
+    trained, folder = trained_first_stage(config), first_stage_folder(config)
     log.info("run %s: works on the latents of %s in %s", config.run.name, trained.record.name, folder)
     return _averaged_autoencoder(trained.ema, trained.model)
 

@@ -16,7 +16,9 @@ from trainer.checkpoint import list_records, read
 from trainer.checkpoint.container import parse
 from trainer.config import Config
 from trainer.errors import ConfigError
+from trainer.guards.base import StepLosses
 from trainer.guards.culprit import Culprit, Randomness, Suspect
+from trainer.precision import computing_in
 from trainer.probe import Trainee
 from trainer.radiodiff.diffusion import LatentDiffusion
 from trainer.radiodiff.first_stage import FirstStage
@@ -104,11 +106,12 @@ def reenact(folder: Path, build: BuildModel = model_of, device: str = "cpu") -> 
     model.load_state_dict(weights)
     tensors = parse((folder / "batch.safetensors").read_bytes())
     batch = {**step["batch"], **{key: value.to(place) for key, value in tensors.items()}}
-    culprit = Culprit(
-        model,
-        lambda part: model.training_step(part, step["objective"], step["number"]),
-        _randomness(folder, place),
-    )
+
+    def losses_of(part: Mapping[str, Any]) -> StepLosses:
+        with computing_in(step.get("precision", "fp32"), place):
+            return model.training_step(part, step["objective"], step["number"])
+
+    culprit = Culprit(model, losses_of, _randomness(folder, place), step.get("micro_batches", 1))
     model.train()
     suspect = culprit.find(batch)
     places = culprit.bad_samples(batch) if suspect and incident.kind == "data" else ()

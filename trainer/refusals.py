@@ -107,7 +107,7 @@ class Refusals:
         self, loop: Loop, taken: Taken, findings: list[Finding], evidence: Evidence, begun: float
     ) -> None:
         name = self._alarm(taken, findings, evidence=evidence)
-        culprit = Culprit(loop.state.model, loop.losses_of, taken.random)
+        culprit = Culprit(loop.state.model, loop.losses_of, taken.random, loop.micro_batches)
         # a sharded model computes on all ranks together, and each search takes as many passes as it needs
         is_split = is_sharded(loop.state.model)
         earlier = self._recovery.earlier_weights()
@@ -225,6 +225,8 @@ class Refusals:
             batch=taken.batch,
             random=taken.random.tensors(),
             model=self.incidents.copy_of({name: whole(one) for name, one in model.items()}),
+            precision=loop.precision,
+            micro_batches=loop.micro_batches,
         )
 
 

@@ -248,6 +248,26 @@ def test_an_incident_comes_out_the_same_from_its_folder(lab: Any) -> None:
     assert (again.suspect.module, again.bad_samples) == ("encoder", ("picture_7",))
 
 
+def test_the_search_needs_no_more_memory_and_no_other_format_than_the_step(lab: Any) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    class Counts(divides(lab)):  # type: ignore[misc]
+        def training_step(self, batch: Mapping[str, Any], objective: str, step: int) -> Any:
+            seen.append((len(batch["image"]), torch.is_autocast_enabled("cpu")))
+            return super().training_step(batch, objective, step)
+
+    source = lab.Pictures()
+    source._images[7] = 0.0
+    loop = lab.run(steps=30, source=source, model=Counts, micro_batches=2, precision="bf16")
+    assert loop.reporter.record.quarantined == ["picture_7"]
+    (incident,) = loop.reporter.record.incidents
+    assert set(seen) == {(2, True), (4, False)}, "pieces in bf16, and the probe"
+    seen.clear()
+    again = reenact(lab.root / "run" / str(incident.evidence), lambda origin: Counts())
+    assert (again.is_as_recorded, again.bad_samples) == (True, ("picture_7",))
+    assert set(seen) == {(2, True)}
+
+
 def test_a_transient_incident_comes_out_clean(lab: Any) -> None:
     weights: list[torch.Tensor] = []
 

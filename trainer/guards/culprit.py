@@ -13,7 +13,7 @@ Nothing of it stays: gradients, buffers, modes, random states and hooks are as t
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from trainer.guards.base import StepLosses
+from trainer.precision import piece_of
 
 Kind = Literal["data", "weights", "unknown"]
 Batch = Mapping[str, Any]
@@ -29,6 +30,7 @@ Replay = Callable[[Batch], StepLosses]
 """Computes the losses of a batch with a graph; called with the random states of the step set."""
 
 _MOST_REPLAYS = 64
+_NOBODY: AbstractContextManager[object] = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,11 @@ class Culprit:
         model: what is replayed; hooks go on every module of it.
         replay: computes the losses of a batch.
         start: the random states with which the refused step began.
+        pieces: that the step took its batch in, one after the other; a replay needs no more memory than it.
     """
 
-    def __init__(self, model: nn.Module, replay: Replay, start: Randomness) -> None:
-        self._model, self._replay, self._start = model, replay, start
+    def __init__(self, model: nn.Module, replay: Replay, start: Randomness, pieces: int = 1) -> None:
+        self._model, self._replay, self._start, self._pieces = model, replay, start, pieces
 
     def accuse(self, batch: Batch, earlier: Mapping[str, Tensor] | None = None) -> Accusation:
         """Blame the weights if ``earlier`` ones (a healthy snapshot's, by name) are fine with the batch.
@@ -126,8 +129,7 @@ class Culprit:
         """The first module in execution order, forward and then backward, that gives what is not finite."""
         with self._untouched():
             watch = _Watch(self._model)
-            with watch:
-                finite = self._step(batch)
+            finite = self._step(batch, watch)
             return watch.suspect or (None if finite else Suspect("forward", "", ""))
 
     def is_finite(self, batch: Batch) -> bool:
@@ -154,12 +156,17 @@ class Culprit:
 
         return tuple(search(range(size)))
 
-    def _step(self, batch: Batch) -> bool:
+    def _step(self, batch: Batch, watch: AbstractContextManager[object] = _NOBODY) -> bool:
+        """``watch`` is entered for each piece, so that it lets go of the tensors of one before the next."""
         self._start.set()
-        total = self._replay(batch).total
-        torch.autograd.backward(total)
+        totals: list[Tensor] = []
+        for piece in range(self._pieces):
+            with watch:
+                total = self._replay(piece_of(batch, piece, self._pieces)).total
+                torch.autograd.backward(total)
+            totals.append(total.detach())
         grads = [p.grad for p in self._model.parameters() if p.grad is not None]
-        return _all_finite([total, *grads])
+        return _all_finite([*totals, *grads])
 
     @contextmanager
     def _untouched(self) -> Iterator[None]:

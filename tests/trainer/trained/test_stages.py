@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import pytest
 import torch
 
 from trainer.config import load
@@ -28,8 +29,11 @@ def test_two_runs_of_a_stage_each_train_what_one_run_of_both_does(trained: Any, 
     assert [name for name in both if not torch.equal(ours[name], both[name])] == []
 
 
-def test_a_diffusion_without_an_autoencoder_is_refused_with_what_would_do(new_run: Any, refused: Any) -> None:
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_diffusion_without_an_autoencoder_is_refused_with_what_would_do(
+    new_run: Any, refused: Any, command: str
+) -> None:
     run = new_run(changes=alone("diffusion"))
-    message = refused("run", run.config)
+    message = refused(command, run.config)
     assert f"no autoencoder in {run.folder / 'first-stage'}" in message
     assert "import one" in message
