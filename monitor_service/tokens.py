@@ -114,7 +114,8 @@ def good(connection: Connection, now: datetime) -> list[Token]:
     """Tokens and sessions that open something at ``now``."""
     rows = connection.execute(select(tables.tokens).where(tables.tokens.c.revoked_at.is_(None)))
     alive = {token.id: token for token in map(_token, rows) if token.is_good(now)}
-    return [token for token in alive.values() if token.parent is None or token.parent in alive]
+    roots = {id_ for id_, token in alive.items() if token.parent is None}  # a session opens no other
+    return [token for token in alive.values() if token.parent is None or token.parent in roots]
 
 
 def exist(connection: Connection) -> bool:

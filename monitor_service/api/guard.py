@@ -6,12 +6,11 @@ What a principal may do is the routes' business (``permissions.py``).
 
 import time
 from collections.abc import Mapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import Request, cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -106,15 +105,7 @@ def secret_of(headers: Mapping[str, str]) -> str | None:
     kind, _, secret = headers.get("authorization", "").partition(" ")
     if kind.lower() == "bearer":
         return secret.strip()
-    return cookies_of(headers).get(SESSION_COOKIE)
-
-
-def cookies_of(headers: Mapping[str, str]) -> dict[str, str]:
-    """Cookies by name; none if they cannot be read."""
-    try:
-        return {name: one.value for name, one in SimpleCookie(headers.get("cookie", "")).items()}
-    except CookieError:
-        return {}
+    return cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE)
 
 
 def _refuse_other_origins(method: str, headers: Headers) -> None:

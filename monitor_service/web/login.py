@@ -78,6 +78,8 @@ async def sign_in(request: Request, monitor: MonitorDep) -> Response:
         principal = await monitor.door.admit(fields.get("token", "").strip())
     except NotAuthenticated as error:
         return _login_page(request, goal, str(error), 401)
+    if principal.is_session:  # else a session could follow another for ever, past the token's end
+        return _login_page(request, goal, "That is a session's secret; send the token itself.", 403)
     if not principal.may(Scope.READ):
         return _login_page(request, goal, f"Token {principal.name!r} may not read.", 403)
     answer = RedirectResponse(goal, 303)

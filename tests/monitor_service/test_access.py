@@ -344,6 +344,28 @@ def test_a_session_ends_with_the_token_that_opened_it(
     assert served.get("/", headers=HTML).status_code == 303
 
 
+def test_a_session_opens_no_other_that_outlives_the_token(
+    serve: Any, make: Make, url: str, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monitor_service.access.RELOAD_S", 0.0)
+    secret = make("read")
+    session = make("read", parent=tokens.id_of(secret))
+    second = make("read", parent=tokens.id_of(session))
+    third = make("read", parent=tokens.id_of(second))
+    served = serve()
+    answer = served.post("/login", data=form(served.get("/login").text, token=session))
+    assert (answer.status_code, "session" in answer.headers.get("set-cookie", "")) == (403, False)
+    revoke(url, secret, clock())
+    asked = [served.get("/api/v1/runs", headers=bearer(one)).status_code for one in (session, second, third)]
+    assert asked == [401, 401, 401]
+
+
+def test_a_cookie_of_another_program_does_not_hide_the_session(serve: Any, make: Make) -> None:
+    secret = make("read", parent=tokens.id_of(make("read")))
+    cookie = f'other={{"x": 1, "y": 2}}; trainhealth_session={secret}'
+    assert serve().get("/api/v1/runs", headers={"Cookie": cookie}).status_code == 200
+
+
 def test_tokens_that_cannot_be_read_are_503_and_not_an_open_door(
     serve: Any, tmp_path: Path, make: Make
 ) -> None:
