@@ -20,7 +20,7 @@ from monitor_service.queries import run_row
 from monitor_service.tokens import Scope as TokenScope
 
 HEARTBEAT_S = 15.0
-"""A quiet stream says that it lives; then it is also looked whether its token still does."""
+"""A quiet stream says that it lives; then, and with each news, it is looked whether its token still does."""
 
 MEDIA_TYPE = "text/event-stream"
 RETRY_MS = 2000
@@ -69,7 +69,7 @@ class NewsStream(StreamingResponse):
                 item = await self._listener.waiting.get()
         except TimeoutError:
             return b": still here\n\n" if await self._may_still() else None
-        return None if item is None else item.as_text()
+        return item.as_text() if item is not None and await self._may_still() else None
 
     async def _may_still(self) -> bool:
         try:

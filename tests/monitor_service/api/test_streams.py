@@ -15,7 +15,7 @@ import pytest
 
 from monitor_service.news import Position
 from monitor_service.store import open_engine, writing
-from monitor_service.tokens import Scope, create
+from monitor_service.tokens import Scope, create, revoke
 from shared.base import utc_now
 
 Build = Callable[..., dict[str, Any]]
@@ -181,6 +181,27 @@ def test_a_stream_of_a_project_is_silent_about_others(
             client.post(f"/runs/{run}/exchange", json=batch(1, events=[finding(1)]), headers=every)
         assert {event["run"] for _, event in heard.take(2)} == {"b"}
     assert client.get("/runs/a/stream", headers={"Authorization": f"Bearer {mine}"}).status_code == 404
+
+
+@pytest.mark.slow
+def test_a_busy_stream_ends_with_its_token(
+    program: Callable[..., httpx.Client], batch: Build, url: str
+) -> None:
+    engine = open_engine(url)
+    with writing(engine) as connection, connection.begin():
+        boss = create(connection, "boss", list(Scope), utc_now())[1]
+        gone, mine = create(connection, "mine", [Scope.READ], utc_now())
+    client = program()
+    every = {"Authorization": f"Bearer {boss}"}
+    client.put("/runs/a", json=REGISTRATION, headers=every).raise_for_status()
+    with listening(client, "/runs/a/stream", Authorization=f"Bearer {mine}") as heard:
+        with writing(engine) as connection, connection.begin():
+            revoke(connection, gone.id, utc_now())
+        engine.dispose()
+        time.sleep(2.2)
+        client.post("/runs/a/exchange", json=batch(1, events=[finding(1)]), headers=every)
+        with pytest.raises(EOFError):
+            heard.next()
 
 
 @pytest.mark.slow
