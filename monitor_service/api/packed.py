@@ -15,6 +15,9 @@ from shared.exchange import MAX_STEPS
 MAX_ENTRIES = 100_000
 """In one list or map: the reader makes room for as many as are announced before it has seen them."""
 
+MAX_DEPTH = 100
+"""Of lists and maps in each other; what is much deeper is written down as JSON no more."""
+
 MAX_TEXT_BYTES = 1024 * 1024
 NUMBER_BYTES = 8
 
@@ -36,9 +39,26 @@ def unpack(body: bytes) -> Any:
         )
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise Unreadable(f"{error or type(error).__name__}") from error
-    if isinstance(told, dict) and isinstance(told.get("columns"), dict):
-        told["columns"] = _columns(told["columns"])
+    if not isinstance(told, dict):
+        return told
+    for name, value in told.items():
+        if name == "columns" and isinstance(value, dict):
+            told[name] = _columns(value)
+        else:
+            _refuse_unwritable(value, f"{name!s:.80}", MAX_DEPTH)
     return told
+
+
+def _refuse_unwritable(told: Any, where: str, depth: int) -> None:
+    """Outside of the columns is what JSON could have said as well: it is kept as JSON."""
+    if isinstance(told, bytes):
+        raise Unreadable(f"{where} holds bytes; only columns may, send a text")
+    if not isinstance(told, dict | list):
+        return
+    if not depth:
+        raise Unreadable(f"{where} is nested deeper than {MAX_DEPTH}")
+    for inner in [*told, *told.values()] if isinstance(told, dict) else told:
+        _refuse_unwritable(inner, where, depth - 1)
 
 
 def _columns(told: dict[Any, Any]) -> dict[Any, Any]:

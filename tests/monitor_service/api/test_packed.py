@@ -143,3 +143,22 @@ def test_any_bytes_are_a_message_or_refused(body: bytes) -> None:
         return
     with pytest.raises(BadBody):
         parse(Batch, body, PACKED)
+
+
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth else []
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [(b"\xff", "holds bytes"), ({b"\xff": 1}, "holds bytes"), ({"a": nested(300)}, "nested deeper than 100")],
+)
+def test_what_json_could_not_say_is_refused_outside_of_the_columns(
+    monitor: Any, batch: Build, odd: Any, words: str
+) -> None:
+    told = batch(1, events=[{"type": "odd", "step": 1, "more": odd}])
+    answer = send(monitor, msgpack.packb(told))
+    assert (answer.status_code, words in answer.text) == (400, True), answer.text
+    spec = {"started_at": "2026-03-01T12:00:00Z", "config": {"odd": odd}}
+    answer = monitor.put("/api/v1/runs/new", content=msgpack.packb(spec), headers=BINARY)
+    assert (answer.status_code, words in answer.text) == (400, True), answer.text
