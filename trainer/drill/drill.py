@@ -20,7 +20,7 @@ from trainer.record import RunRecord
 log = logging.getLogger(__name__)
 
 TOLERANCE = 0.05
-"""Of the final loss, relative to the twin's. One refused batch of a hundred moves it by about 0.5 %."""
+"""Of the final loss, relative to the twin's."""
 
 Told = Callable[[Judgement], None]
 
