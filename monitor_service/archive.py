@@ -24,6 +24,7 @@ from monitor_service.access import Principal
 from monitor_service.errors import Conflict, Forbidden, MalformedBody
 from monitor_service.queries import run_row
 from monitor_service.views import RunDetail
+from shared.base import Name
 from shared.events import AnyEvent
 
 FORMAT = "trainhealth-run-1"
@@ -33,6 +34,7 @@ MAX_LINE_BYTES = 64 << 20
 CHUNK_ROWS = 500
 
 _EVENT: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, AttributeError),
@@ -87,7 +89,7 @@ def check(file: IO[bytes], revision: str) -> str:
                 digest.update(line)
             if digest.hexdigest() != manifest["sha256"][_member(table)]:
                 raise ValueError(f"{_member(table)} is not as it was written")
-        return str(manifest["run"])
+        return _NAME.validate_python(manifest["run"])
 
 
 def bring_in(connection: Connection, file: IO[bytes], name: str, principal: Principal) -> RunDetail:

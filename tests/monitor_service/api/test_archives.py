@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from monitor_service import archive
 from monitor_service.compaction import compact, due
+from monitor_service.errors import MalformedBody
 from monitor_service.opening import open_database
 
 Build = Callable[..., dict[str, Any]]
@@ -182,3 +184,16 @@ def test_a_file_that_is_too_large_or_of_another_kind_is_refused(serve: Any, expo
 
 def test_there_is_no_export_of_a_run_that_is_not_there(monitor: Any) -> None:
     assert monitor.get("/api/v1/runs/nobody/export").status_code == 404
+
+
+def test_a_run_whose_name_no_address_could_hold_is_refused() -> None:
+    names = [f"{table.name}.jsonl" for table in archive.belonging()]
+    nothing = hashlib.sha256().hexdigest()
+    manifest = {"format": archive.FORMAT, "run": "a/../b", "revision": "1"}
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as made:
+        for name in names:
+            made.writestr(name, "")
+        made.writestr(archive.MANIFEST, json.dumps({**manifest, "sha256": dict.fromkeys(names, nothing)}))
+    with pytest.raises(MalformedBody, match="should match pattern"):
+        archive.check(file, "1")
