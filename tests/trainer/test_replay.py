@@ -146,4 +146,4 @@ def test_what_is_no_log_is_refused_in_words(
 def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", str(tmp_path / "none")]) == 2
     assert main(["replay", str(tmp_path)]) == 2
-    assert "is a folder" in capsys.readouterr().err
+    assert "is no incident" in capsys.readouterr().err
