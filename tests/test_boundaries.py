@@ -24,7 +24,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.data": ("trainer.section",),
     "trainer.ema": ("trainer.guards", "trainer.section"),
     "trainer.objective": ("trainer.guards", "trainer.section"),
-    "trainer.precision": ("trainer.guards",),
+    "trainer.precision": (),
     "trainer.files": (),
     "trainer.claim": ("trainer.errors",),
     "trainer.record": ("shared", "trainer.files"),
@@ -41,7 +41,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.factors": ("shared", "trainer.section"),
     "trainer.incident": (
         *("shared", "trainer.checkpoint", "trainer.files", "trainer.guards"),
-        *("trainer.reporting", "trainer.section"),
+        *("trainer.precision", "trainer.reporting", "trainer.section"),
     ),
     "trainer.recovery": (
         *("shared", "trainer.checkpoint", "trainer.errors", "trainer.section"),

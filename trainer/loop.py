@@ -18,10 +18,11 @@ from trainer.checkpoint import Rung
 from trainer.errors import RunStopped
 from trainer.guards.base import StepLosses, StepView, Verdict, Vitals, Watched, verdict_on
 from trainer.guards.culprit import Randomness
+from trainer.guards.pieces import combine, piece_of
 from trainer.incident import Incidents
 from trainer.objective import Objective
 from trainer.orders import Orders
-from trainer.precision import Precision, combine, computing_in, piece_of
+from trainer.precision import Precision, computing_in
 from trainer.probe import Trainee
 from trainer.recovery import Recovery, Trigger
 from trainer.refusals import Refusals

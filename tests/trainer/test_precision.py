@@ -11,7 +11,8 @@ from shared.events import StepSkipped
 from trainer.checkpoint import LadderConfig
 from trainer.config import TrainingConfig, load
 from trainer.data.loading import LoadingConfig
-from trainer.precision import combine, computing_in, piece_of
+from trainer.guards.pieces import combine, piece_of
+from trainer.precision import computing_in
 from trainer.radiodiff.diffusion import LatentDiffusion
 from trainer.radiodiff.first_stage import FirstStage
 from trainer.recovery import RecoveryConfig

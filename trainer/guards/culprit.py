@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from trainer.guards.base import StepLosses
-from trainer.precision import piece_of
+from trainer.guards.pieces import piece_of
 
 Kind = Literal["data", "weights", "unknown"]
 Batch = Mapping[str, Any]
