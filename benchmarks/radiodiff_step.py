@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from trainer.radiodiff.swin import StochasticDepth, SwinConfig
 from trainer.radiodiff.unet import UnetConfig, input_size_for
 
 Work = Callable[[], None]
+Tensors = Sequence[Tensor]
 STEPS = 5
 SIDES, WORKS = ("plain", "ours"), ("train", "sample")
 
@@ -133,12 +134,31 @@ class Bench:
         losses = self.our_loss(), self.plain_loss()
         ours = torch.autograd.grad(losses[0], self.model.parameters_of("diffusion"))
         theirs = torch.autograd.grad(losses[1], self.plain.parameters)
-        apart = torch.stack([(a - b).norm() for a, b in zip(ours, theirs, strict=True)]).norm()
         return {
             "maps": float((maps - expected).abs().max() / expected.std()),
             "loss": float((losses[0] / losses[1] - 1).detach().abs()),
-            "gradient": float(apart / torch.stack([b.norm() for b in theirs]).norm()),
+            "gradient": _apart(ours, theirs),
+            "gradient by rounding": _apart(self._with_rounded_weights(), ours),
         }
+
+    def _with_rounded_weights(self) -> Tensors:
+        """Our gradient with each weight moved by half a unit in its last place at most."""
+        weights = self.model.parameters_of("diffusion")
+        kept = [weight.detach().clone() for weight in weights]
+        with torch.no_grad():
+            for weight in weights:
+                weight.mul_(1 + (torch.rand_like(weight) - 0.5) * torch.finfo(weight.dtype).eps)
+        gradient = torch.autograd.grad(self.our_loss(), weights)
+        with torch.no_grad():
+            for weight, own in zip(weights, kept, strict=True):
+                weight.copy_(own)
+        return gradient
+
+
+def _apart(some: Tensors, others: Tensors) -> float:
+    """Norm of the difference over that of ``others``."""
+    difference = torch.stack([(a - b).norm() for a, b in zip(some, others, strict=True)]).norm()
+    return float(difference / torch.stack([b.norm() for b in others]).norm())
 
 
 def _set_chances(draws: list[StochasticDepth | TokenMlp], chances: list[float]) -> None:

@@ -25,48 +25,7 @@ import torch
 from trainer.checkpoint import Stored, list_records, read
 
 KILLS_A_RUN = 10
-CONFIG = """
-[run]
-name = "killed"
-folder = "{folder}"
-[data]
-image_size = 32
-num_transmitters = 1
-[first_stage.model]
-disc_start = 5
-disc_channels = 8
-[first_stage.model.autoencoder]
-base_channels = 8
-num_res_blocks = 1
-num_groups = 4
-[first_stage.training]
-steps = 40
-loading.batch_size = 4
-[diffusion.model]
-scale_factor = 1.0
-default_scale = false
-[diffusion.model.unet]
-dim = 8
-dim_mults = [1, 2]
-windows = [[2, 2], [1, 1]]
-input_size = [48, 48]
-[diffusion.model.unet.swin]
-embed_dim = 8
-depths = [1, 1]
-heads = [1, 2]
-window = 4
-mlp_ratio = 2
-num_classes = 1
-[diffusion.training]
-steps = 120
-loading.batch_size = 4
-[diffusion.sampling]
-steps = 1
-[recovery]
-snapshot_every = 5
-checkpoint_every = 10
-ring.promote_after = 5
-"""
+CONFIG = Path(__file__).parents[1] / "deploy/configs/drill.toml"
 
 
 def main() -> int:
@@ -96,7 +55,8 @@ class _Run:
         folder.mkdir()
         self.folder = folder / "run"
         self._config = folder / "config.toml"
-        self._config.write_text(CONFIG.format(folder=self.folder))
+        shipped = CONFIG.read_text()
+        self._config.write_text(shipped.replace('"runs/drills"', json.dumps(str(self.folder))))
         self._log = (folder / "log").open("wb")
 
     def suffer(self, kills: int, chance: random.Random, seconds: float) -> int:
@@ -104,7 +64,7 @@ class _Run:
         for number in range(kills):
             process = self._start()
             try:
-                process.wait(chance.uniform(0.2, 0.9) * seconds)
+                self._check(process.wait(chance.uniform(0.2, 0.9) * seconds))
                 return number
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
@@ -114,13 +74,15 @@ class _Run:
 
     def finish(self) -> None:
         """The same command, to its end."""
-        code = self._start().wait()
-        if code != 0:
-            raise RuntimeError(f"exit code {code}; see {self._log.name}")
+        self._check(self._start().wait())
 
     def last(self) -> Stored:
         """The state in which it ended."""
         return read(max(list_records(self.folder / "checkpoints"), key=lambda one: one.step).path)
+
+    def _check(self, code: int) -> None:
+        if code != 0:
+            raise RuntimeError(f"exit code {code}; see {self._log.name}")
 
     def _start(self) -> "subprocess.Popen[bytes]":
         words = [sys.executable, "-m", "trainer", "run", str(self._config)]
@@ -132,7 +94,9 @@ def _differences(one: Stored, other: Stored) -> list[str]:
     names = sorted(tensors.keys() | theirs.keys())
     found = [name for name in names if not _same_bits(tensors.get(name), theirs.get(name))]
     facts, their_facts = dict(one.facts), dict(other.facts)
-    return found + sorted(key for key in facts if facts[key] != their_facts.get(key) and key != "settings")
+    return found + sorted(
+        key for key in facts.keys() | their_facts.keys() if facts.get(key) != their_facts.get(key)
+    )
 
 
 def _tensors(stored: Stored) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from monitor_service import tables, tokens
 from monitor_service.errors import Forbidden, NotAuthenticated, NotFound, StoreUnavailable
+from monitor_service.limits import Buckets
 from monitor_service.store import Store
 from monitor_service.tokens import Scope, Token
 
@@ -22,6 +23,10 @@ RELOAD_S = 2.0
 
 MISS_RELOAD_S = 0.2
 """An unknown token may be new; but guesses must not keep the database busy."""
+
+WRONG_PER_S = 1.0
+WRONG_BURST = 20.0
+"""Tokens that are none, from one address; a good one always passes."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,14 @@ class Door:
         self._is_open = False
         self._loaded_at = -RELOAD_S
         self._loading = asyncio.Lock()
+        self._wrong = Buckets(WRONG_PER_S, WRONG_BURST)
 
-    async def admit(self, secret: str | None) -> Principal:
+    async def admit(self, secret: str | None, address: str) -> Principal:
         """Who shows ``secret``.
 
         Raises:
             NotAuthenticated: nobody that is known.
+            TooManyRequests: the same, and ``address`` has sent too many such secrets.
             StoreUnavailable: the tokens were never read, and cannot be now.
         """
         await self._refresh(RELOAD_S)
@@ -79,6 +86,7 @@ class Door:
             await self._refresh(MISS_RELOAD_S)
         token = self._known.get(id_ or "")
         if token is None or not tokens.opens(secret, token) or not token.is_good(self._clock()):
+            self._wrong.take(address)
             raise NotAuthenticated("the token is unknown, has ended or was revoked; send another")
         return Principal(token.name, token.scopes, token.project, token.id, token.parent is not None)
 

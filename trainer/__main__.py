@@ -123,7 +123,8 @@ def _deliver(arguments: argparse.Namespace) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     # or the monitor, a program of its own, would stay behind with the port
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # not KeyboardInterrupt: raised in code made from a text, a dataclass's say, it ends `python -m` by SIGINT
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + signal.SIGINT))
     with narrated() as progress:
         summary = demo(
             arguments.folder,

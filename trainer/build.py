@@ -15,7 +15,7 @@ from shared.base import utc_now
 from shared.exchange import RunSpec
 from trainer.averaging import Averaging, Summing
 from trainer.checkpoint import list_records
-from trainer.config import Config, TrainingConfig
+from trainer.config import Config, GuardsConfig, TrainingConfig
 from trainer.data.items import collate
 from trainer.data.loading import Loader, Share
 from trainer.data.radiomaps import RadioMaps
@@ -137,17 +137,6 @@ def build_loop(
         _objective(stage, name, spike.limits, device, ranks)
         for name, spike in zip(names, spikes, strict=True)
     ]
-    guards = config.guards
-    panel = Panel(
-        [
-            Nonfinite(guards.nonfinite),
-            *spikes,
-            *(Drift(name, guards.drift) for name in names),
-            Replicas(guards.replicas, ranks.gather if ranks.are_many else None, is_common=_is_whole),
-            Invariants(guards.invariants),
-            Underflow(guards.underflow),
-        ]
-    )
     share = _share(stage.training, ranks)
     loader = Loader(stage.source, stage.training.loading, _WELL_SCALED, share)
     ema = Ema(stage.model, stage.training.ema)
@@ -157,7 +146,7 @@ def build_loop(
         {one.name: one.meter for one in objectives},
         ema,
         loader,
-        panel,
+        _panel(config.guards, spikes, names, ranks),
         ranks=ranks,
     )
     reporter = _reporter(config, stage, ranks)
@@ -193,6 +182,19 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
+
+
+def _panel(guards: GuardsConfig, spikes: Sequence[Spike], names: Sequence[str], ranks: Ranks) -> Panel:
+    return Panel(
+        [
+            Nonfinite(guards.nonfinite),
+            *spikes,
+            *(Drift(name, guards.drift) for name in names),
+            Replicas(guards.replicas, ranks.gather if ranks.are_many else None, is_common=_is_whole),
+            Invariants(guards.invariants),
+            Underflow(guards.underflow),
+        ]
+    )
 
 
 def _is_whole(tensor: torch.Tensor) -> bool:

@@ -206,6 +206,7 @@ class Loop:
         for objective in self.objectives:
             objective.meter.iteration = self.state.iteration
         self.hear_all()
+        self._enter(Phase.REPORT)  # what follows keeps the way back open, and must not be cut short
         return again
 
     def losses_of(self, batch: Batch) -> StepLosses:

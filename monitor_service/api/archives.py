@@ -8,16 +8,16 @@ from typing import IO
 from alembic.runtime.migration import MigrationContext
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import Connection
-from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
 from monitor_service import archive
 from monitor_service.access import Principal
 from monitor_service.api.answers import answer
+from monitor_service.api.body import bounded
 from monitor_service.api.dependencies import Monitor, MonitorDep
 from monitor_service.api.ingest import RunName
 from monitor_service.api.permissions import PrincipalDep, needs
-from monitor_service.errors import BodyTooLarge, MalformedBody, WrongMediaType
+from monitor_service.errors import WrongMediaType
 from monitor_service.tokens import Scope
 from monitor_service.views import RunDetail
 
@@ -60,7 +60,8 @@ async def bring_in(request: Request, monitor: MonitorDep, principal: PrincipalDe
     if kind != MEDIA_TYPE:
         raise WrongMediaType("Content-Type", kind, MEDIA_TYPE)
     with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as file:
-        await _receive(request, file, monitor.settings.max_import_bytes)
+        async for chunk in bounded(request, monitor.settings.max_import_bytes, "file"):
+            file.write(chunk)
         detail = await asyncio.to_thread(_store, monitor, file, principal)
     return answer(detail, 201, {"Location": f"/api/v1/runs/{detail.run}"})
 
@@ -85,18 +86,6 @@ def _chunks(file: IO[bytes]) -> Iterator[bytes]:
     with file:
         while chunk := file.read(CHUNK_BYTES):
             yield chunk
-
-
-async def _receive(request: Request, file: IO[bytes], limit: int) -> None:
-    size = 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise BodyTooLarge("file", limit)
-            file.write(chunk)
-    except ClientDisconnect as error:
-        raise MalformedBody("the sender went away before the end of the file") from error
 
 
 def _revision(connection: Connection) -> str:

@@ -103,23 +103,28 @@ async def _read(request: Request, settings: Settings) -> bytes:
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("identity", *_UNPACKERS):
         raise WrongMediaType("Content-Encoding", coding, "gzip or zstd, or leave it out")
-    chunks = _bounded(request, settings.max_body_bytes)
+    chunks = bounded(request, settings.max_body_bytes)
     if coding != "identity":
         return await _unpack(chunks, coding, settings.max_unpacked_bytes)
     return b"".join([chunk async for chunk in chunks])
 
 
-async def _bounded(request: Request, limit: int) -> AsyncIterator[bytes]:
+async def bounded(request: Request, limit: int, what: str = "body") -> AsyncIterator[bytes]:
+    """What is sent, piece by piece.
+
+    Raises:
+        BodyTooLarge: more than ``limit`` bytes of ``what``. MalformedBody: the sender went away.
+    """
     size = 0
     try:
         async for chunk in request.stream():
             size += len(chunk)
             if size > limit:
-                raise BodyTooLarge("body", limit)
+                raise BodyTooLarge(what, limit)
             if chunk:  # the last one is empty, and a decompressor at its end takes no more
                 yield chunk
     except ClientDisconnect as error:
-        raise MalformedBody("the sender went away before the end of the body") from error
+        raise MalformedBody(f"the sender went away before the end of the {what}") from error
 
 
 async def _unpack(chunks: AsyncIterator[bytes], coding: str, limit: int) -> bytes:

@@ -26,10 +26,6 @@ PUBLIC = ("/healthz", "/openapi.json", "/login", "/static/")
 SESSION_COOKIE = "trainhealth_session"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
-WRONG_PER_S = 1.0
-WRONG_BURST = 20.0
-"""Tokens that are none, from one address; a good one always passes."""
-
 
 class Guard:
     """The outermost layer of the app."""
@@ -40,7 +36,6 @@ class Guard:
         self._hosts = Hosts(settings.host, settings.allowed_hosts)
         self._asked = Buckets(settings.rate_limit_per_s)
         self._sent = Buckets(settings.rate_limit_ingest_per_s)
-        self._wrong = Buckets(WRONG_PER_S, WRONG_BURST)
         self._log = monitor.access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,18 +74,15 @@ class Guard:
         return None
 
     async def _admit(self, scope: Scope, headers: Headers) -> Principal | None:
-        secret = secret_of(headers)
         try:
-            return await self._door.admit(secret)
+            return await self._door.admit(secret_of(headers), address_of(scope))
         except NotAuthenticated:
-            if secret is not None:
-                self._wrong.take(_address(scope))
             if is_public(scope["path"]):
                 return None
             raise
 
     def _limit(self, scope: Scope, principal: Principal | None) -> None:
-        who = principal.token if principal and principal.token else _address(scope)
+        who = principal.token if principal and principal.token else address_of(scope)
         buckets = self._sent if scope["path"].endswith("/exchange") else self._asked
         buckets.take(who)
 
@@ -143,7 +135,8 @@ def _mark(headers: MutableHeaders, *, is_tls: bool) -> None:
         headers.setdefault(*STRICT_TRANSPORT)
 
 
-def _address(scope: Scope) -> str:
+def address_of(scope: Scope) -> str:
+    """Whom limits count where there is no token."""
     client: Any = scope.get("client")
     return str(client[0]) if client else "unknown"
 

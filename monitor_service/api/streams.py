@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from monitor_service.access import Principal
 from monitor_service.api.dependencies import Monitor, MonitorDep
-from monitor_service.api.guard import secret_of
+from monitor_service.api.guard import address_of, secret_of
 from monitor_service.api.ingest import RunName
 from monitor_service.api.permissions import PrincipalDep, needs
 from monitor_service.errors import MonitorError
@@ -45,7 +45,7 @@ class NewsStream(StreamingResponse):
         self, monitor: Monitor, request: Request, listener: Listener, after: Position | None
     ) -> None:
         self._monitor, self._listener, self._after = monitor, listener, after
-        self._secret = secret_of(request.headers)
+        self._secret, self._address = secret_of(request.headers), address_of(request.scope)
         super().__init__(self._body(), media_type=MEDIA_TYPE, headers={"X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +73,7 @@ class NewsStream(StreamingResponse):
 
     async def _may_still(self) -> bool:
         try:
-            return (await self._monitor.door.admit(self._secret)).may(TokenScope.READ)
+            return (await self._monitor.door.admit(self._secret, self._address)).may(TokenScope.READ)
         except MonitorError:
             return False
 

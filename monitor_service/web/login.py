@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from monitor_service import tokens
 from monitor_service.access import Principal
 from monitor_service.api.dependencies import Monitor, MonitorDep
-from monitor_service.api.guard import SESSION_COOKIE, principal_of
+from monitor_service.api.guard import SESSION_COOKIE, address_of, principal_of
 from monitor_service.errors import BodyTooLarge, Forbidden, NotAuthenticated, WrongMediaType
 from monitor_service.tokens import Scope
 from monitor_service.web.pages import TEMPLATES, page
@@ -75,7 +75,7 @@ async def sign_in(request: Request, monitor: MonitorDep) -> Response:
     fields = await read_form(request)
     goal = _local(fields.get("next", "/"))
     try:
-        principal = await monitor.door.admit(fields.get("token", "").strip())
+        principal = await monitor.door.admit(fields.get("token", "").strip(), address_of(request.scope))
     except NotAuthenticated as error:
         return _login_page(request, goal, str(error), 401)
     if principal.is_session:  # else a session could follow another for ever, past the token's end

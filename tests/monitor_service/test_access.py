@@ -309,6 +309,17 @@ def test_a_form_from_elsewhere_does_not_sign_anybody_in(serve: Any, make: Make) 
     assert served.get("/", headers=HTML).status_code == 303
 
 
+def test_wrong_tokens_at_the_form_are_counted_with_those_of_the_api(serve: Any, make: Make) -> None:
+    secret = make("read")
+    served = serve()
+    page = served.get("/login").text
+    codes = [served.post("/login", data=form(page, token=NOON_TOKEN)).status_code for _ in range(40)]
+    assert codes[0] == 401
+    assert codes[-1] == 429
+    check(served.get("/api/v1/runs", headers=bearer(NOON_TOKEN)), 429)
+    assert served.post("/login", data=form(page, token=secret)).status_code == 303
+
+
 def test_a_wrong_token_at_the_form_is_said_on_the_page(
     serve: Any, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
