@@ -29,6 +29,7 @@ from trainer.data.radiomaps import RadioMaps
 from trainer.guards.base import StepView, Watched
 from trainer.guards.drift import Drift
 from trainer.guards.invariants import Invariants
+from trainer.guards.modules import ModuleNorms
 from trainer.guards.nonfinite import Nonfinite
 from trainer.guards.panel import Panel
 from trainer.guards.refusal import running_statistics
@@ -77,7 +78,16 @@ def guarded_step(model: LatentDiffusion) -> Step:
     optimizer = fused_adamw(parameters, schedule.config, schedule.lr)
     spike = Spike("diffusion")
     statistics_ = list(running_statistics(model).values())
-    meter = Meter("diffusion", optimizer, parameters, max_norm=1.0, buffers=statistics_, limits=spike.limits)
+    modules = ModuleNorms(model, parameters)
+    meter = Meter(
+        "diffusion",
+        optimizer,
+        parameters,
+        max_norm=1.0,
+        buffers=statistics_,
+        limits=spike.limits,
+        modules=modules,
+    )
     panel = Panel([Nonfinite(), spike, Drift(spike.objective), Invariants()])
     watched = Watched(model, {"diffusion": optimizer}, None)
     panel.rebase(watched)

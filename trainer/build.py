@@ -26,6 +26,7 @@ from trainer.guards.drift import Drift
 from trainer.guards.invariants import Invariants
 from trainer.guards.limits import Limits
 from trainer.guards.loss_scale import LossScale
+from trainer.guards.modules import ModuleNorms
 from trainer.guards.nonfinite import Nonfinite, find_nonfinite_batch
 from trainer.guards.panel import Panel
 from trainer.guards.refusal import running_statistics
@@ -47,7 +48,7 @@ from trainer.record import RunRecord
 from trainer.recovery import Recovery
 from trainer.reporting import Reporter
 from trainer.section import Section
-from trainer.sharding import shard
+from trainer.sharding import is_sharded, shard
 from trainer.state import TrainState
 
 
@@ -233,6 +234,8 @@ def _objective(stage: Stage, name: str, limits: Limits, device: torch.device, ra
         limits=limits,
         loss_scale=LossScale(device) if stage.training.precision == "fp16" else None,
         reduce=_reduce(stage, ranks, statistics),
+        # of sharded gradients a rank has a part only, and module by module nobody adds them up
+        modules=None if is_sharded(stage.model) else ModuleNorms(stage.model, parameters),
     )
     return Objective(name, optimizer, schedule, meter)
 

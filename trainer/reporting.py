@@ -83,6 +83,7 @@ class Reporter:
             values[f"{prefix}grad_norm"] = one.grad_norm
             values[f"{prefix}lr"] = one.lr
             values |= {f"{prefix}loss/{name}": part for name, part in one.parts.items()}
+            values |= {f"{prefix}grad_norm/{name}": norm for name, norm in one.module_norms.items()}
         self.link.record_step(self.record.attempt, vitals[0].step, time.time(), values)
         self._recent_losses.append((vitals[0].step, vitals[0].loss))
 

@@ -1,7 +1,7 @@
 """The words all guards share: what a step gives, what a guard answers, and the few tensor sums they need."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, Protocol
 
@@ -40,6 +40,7 @@ class Vitals:
     is ``refused`` without a ``reason`` went with an earlier objective of the same batch; one that is refused
     for an ``overflow`` was skipped because of its ``loss_scale``, which belongs to float16 and is 1 without
     one. ``zero_share`` is the share of gradient elements that are exactly 0, where it was measured.
+    ``module_norms`` are the parts of ``grad_norm``, by module, where they were measured.
     """
 
     objective: str
@@ -56,6 +57,7 @@ class Vitals:
     times: tuple[float, ...] = ()
     loss_scale: float = 1.0
     zero_share: float | None = None
+    module_norms: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_at_fault(self) -> bool:

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from trainer.guards.base import Reason, StepLosses, Vitals, norms, own_part
 from trainer.guards.limits import Limits, ceilings_of
 from trainer.guards.loss_scale import LossScale, share_of_zeros
+from trainer.guards.modules import EVERY, ModuleNorms
 from trainer.guards.refusal import Shadow, check_refusable, prime
 
 ZEROS_EVERY = 100
@@ -54,6 +55,7 @@ class _Record:
     iteration: int
     lr: float | None
     parts: tuple[str, ...]
+    modules: tuple[str, ...]
     samples: int
     scaled: bool
     numbers: Tensor
@@ -74,7 +76,7 @@ class Meter:
         waits. loss_scale: what the loss was multiplied by before backward; the gradients are divided by it in
         the update, and it is adapted after it. reduce: what several processes make of their parts of a batch;
         with it numbers from a GPU are handed out after exactly ``history`` steps, so that all of them hear of
-        a step at the same time.
+        a step at the same time. modules: whose norms are measured beside the whole one, every ten steps.
 
     ``applied`` (int64, on the device) counts the updates that were not refused, ``iteration`` all measured
     steps. ``clip_factor``, a scalar on the device, is multiplied into the norm to clip to.
@@ -95,6 +97,7 @@ class Meter:
         history: int = 2,
         loss_scale: LossScale | None = None,
         reduce: Reduce | None = None,
+        modules: ModuleNorms | None = None,
     ) -> None:
         self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         if not max_norm > 0:
@@ -116,6 +119,8 @@ class Meter:
         self.clip_factor = torch.ones((), device=device)
         self._measured: tuple[StepLosses, Tensor, Tensor, Tensor] | None = None
         self._scaled: list[Tensor] = []
+        self._modules = modules
+        self._by_module: Tensor | None = None
         self._outstanding: deque[_Record] = deque()
         for one in self.optimizers:
             self._take_over(one)
@@ -142,6 +147,7 @@ class Meter:
             )
         whole = self._reduce(losses, self._limits.terms(_times(losses)), grads)
         losses, norm = whole.losses, whole.norm
+        self._by_module = self._look_at_modules()
         if self.loss_scale is not None:
             norm = norm / self.loss_scale.scale
             self._scaled = self._look_at_scale(grads)
@@ -207,6 +213,13 @@ class Meter:
         optimizer.found_inf = self._found_inf  # type: ignore[attr-defined]
         optimizer.grad_scale = self._grad_scale  # type: ignore[attr-defined]
 
+    def _look_at_modules(self) -> Tensor | None:
+        """The norm of each module's gradient, where it is time to look."""
+        if self._modules is None or self.iteration % EVERY:
+            return None
+        each = self._modules.measure()
+        return each if self.loss_scale is None else each / self.loss_scale.scale
+
     def _look_at_scale(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """The scale as it is in this step and, every so often, the share of zeros; NaN is not measured."""
         assert self.loss_scale is not None
@@ -221,7 +234,8 @@ class Meter:
             scalars.append(lr)
         scalars.extend(self._scaled)
         pieces = [self.applied.reshape(1), measured, torch.stack(scalars)]
-        pieces.extend(vector for vector in (per_sample, times) if vector is not None)
+        vectors = (self._by_module, per_sample, times)
+        pieces.extend(vector for vector in vectors if vector is not None)
         count = sum(len(piece) for piece in pieces)
         host, copied = _to_host(torch.cat(pieces, out=measured.new_empty(count, dtype=torch.float64)))
         self._outstanding.append(
@@ -229,6 +243,7 @@ class Meter:
                 iteration=self.iteration,
                 lr=None if isinstance(lr, Tensor) else lr,
                 parts=tuple(losses.parts),
+                modules=() if self._modules is None or self._by_module is None else self._modules.names,
                 samples=0 if per_sample is None else len(per_sample),
                 scaled=self.loss_scale is not None,
                 numbers=host,
@@ -242,6 +257,7 @@ class Meter:
         parts = dict(zip(record.parts, islice(numbers, len(record.parts)), strict=True))
         lr = next(numbers) if record.lr is None else record.lr
         scale, zeros = islice(numbers, 2) if record.scaled else (1.0, math.nan)
+        modules = dict(zip(record.modules, islice(numbers, len(record.modules)), strict=True))
         return Vitals(
             objective=self.objective,
             iteration=record.iteration,
@@ -257,6 +273,7 @@ class Meter:
             times=tuple(numbers),
             loss_scale=scale,
             zero_share=None if math.isnan(zeros) else zeros,
+            module_norms=modules,
         )
 
     def _reason(self, loss: float, grad_norm: float, scale: float) -> Reason:
