@@ -45,6 +45,10 @@ class Principal:
     def sees(self, project: str) -> bool:
         return self.project is None or self.project == project
 
+    def signature(self, issuer: str) -> str:
+        """Who orders something: the name that it gives itself, and the token behind it."""
+        return issuer if self.token is None else f"{issuer[:40]} (token {self.name[:40]})"
+
 
 ANYBODY = Principal("anybody", frozenset(Scope))
 """On an address that only this machine reaches, as long as no token was ever made."""

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from monitor_service import migrate, watchdog
 from monitor_service.access import Door
-from monitor_service.api import archives, control, ingest, query, series, service, streams
+from monitor_service.api import alerts, archives, control, ingest, query, series, service, streams
 from monitor_service.api.access_log import AccessLog
 from monitor_service.api.dependencies import Clock, Monitor
 from monitor_service.api.guard import Guard
@@ -37,6 +37,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
         query.router,
         series.router,
         control.router,
+        alerts.router,
         streams.router,
         archives.router,
     ):

@@ -66,6 +66,22 @@ def open_of_kind(connection: Connection, run_id: int, kind: CommandKind) -> str 
     )
 
 
+def rollback_since(connection: Connection, run_id: int, moment: datetime) -> str | None:
+    """Id of a rollback that is open, or that was ordered at ``moment`` or later and has succeeded."""
+    known = tables.commands.c
+    has_helped = (known.state == CommandState.SUCCEEDED) & (known.issued_at >= moment)
+    return connection.scalar(
+        select(known.id)
+        .where(
+            known.run_id == run_id,
+            known.kind == CommandKind.ROLL_BACK,
+            known.state.in_(OPEN_COMMAND_STATES) | has_helped,
+        )
+        .order_by(known.issued_at.desc())
+        .limit(1)
+    )
+
+
 def accepted_rollback(connection: Connection, run_id: int) -> str | None:
     """Id of the rollback that the trainer is carrying out, if there is one."""
     return connection.scalar(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import singledispatchmethod
 from typing import Annotated
 
@@ -95,8 +95,10 @@ class Facts(BaseModel):
     obeying: str | None = Field(None, description="Id of the rollback command that the trainer has accepted.")
     ended: End | None = None
     last_good: GoodCheckpoint | None = None
-    policy_orders: Count = 0
-    policy_ordered_at: Moment | None = None
+    returned_at: Moment | None = Field(None, description="When the newest rollback was received.")
+    automatic_orders: list[Moment] = Field(
+        default_factory=list, description="Rollbacks of the last hour that no person ordered."
+    )
 
     @classmethod
     def at_registration(cls, now: datetime) -> "Facts":
@@ -113,6 +115,10 @@ class Facts(BaseModel):
     def hear(self, now: datetime) -> None:
         """Something came from the trainer. A clock that was put back is believed: this was no silence."""
         self.last_seen = now
+
+    def note_order(self, now: datetime) -> None:
+        """A rollback was ordered, by a rule or an alert. Those older than an hour count no more."""
+        self.automatic_orders = [*orders_within_an_hour(self.automatic_orders, now), now]
 
     def take(self, batch: Batch, now: datetime) -> None:
         """Fold one new batch in.
@@ -220,6 +226,7 @@ class Facts(BaseModel):
         self.seconds_lost += event.seconds + lost * (self.step_seconds or 0.0)
         words = f"rolled back from step {event.from_step} to {event.to_step}: {event.reason}"
         self.returned = Return(to_step=event.to_step, words=words)
+        self.returned_at = now
         if attempt >= self.attempt:
             self.step = event.to_step
             self.step_time = None
@@ -236,6 +243,11 @@ class Facts(BaseModel):
             self.ended = End(
                 attempt=attempt, status=event.status, message=event.message, at=now, step=event.step
             )
+
+
+def orders_within_an_hour(orders: Sequence[datetime], now: datetime) -> list[datetime]:
+    """Those of the last hour; one that lies ahead was noted by a clock that was put back since."""
+    return [at for at in orders if now - timedelta(hours=1) < at <= now]
 
 
 def nonfinite_at_the_end(values: Sequence[float]) -> int:

@@ -14,6 +14,7 @@ from monitor_service.facts import GRAD_NORM, LOSS, OTHER, Facts
 from monitor_service.health import OVER, RunStatus
 from monitor_service.settings import Settings
 from monitor_service.store import Store
+from monitor_service.webhook import Result
 from shared.events import CheckpointState, Severity
 
 GUARDS = ("nonfinite", "spike", "drift", "invariants", "culprit")
@@ -63,6 +64,15 @@ class Meters:
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
             registry=registry,
         )
+        self.alert_webhooks = Counter(
+            "trainhealth_alert_webhooks",
+            "Alerts received from Alertmanager, by what became of them.",
+            ["status", "result"],
+            registry=registry,
+        )
+        for status in ("firing", "resolved"):
+            for became in Result:
+                self.alert_webhooks.labels(status, became)
         for result in ("accepted", "duplicate"):
             self.points.labels(result)
         for code in ("200", "400", "404", "409", "413", "415", "422", "500", "503"):

@@ -110,7 +110,7 @@ def exchange(
         NotFound: the run is not registered.
         Conflict: ``(session, seq)`` came before with other content.
     """
-    run = _hold(connection, name)
+    run = hold(connection, name)
     facts = Facts.model_validate_json(run.facts)
     is_duplicate = _is_known(connection, run, incoming)
     facts.hear(now)
@@ -125,7 +125,7 @@ def exchange(
 
 def deliver(connection: Connection, name: str, now: datetime) -> list[Command]:
     """Commands that wait for the run; they count as delivered from now on."""
-    return commands.deliver(connection, _hold(connection, name).id, now)[0]
+    return commands.deliver(connection, hold(connection, name).id, now)[0]
 
 
 def order(connection: Connection, name: str, request: CommandRequest, now: datetime) -> Command:
@@ -135,7 +135,7 @@ def order(connection: Connection, name: str, request: CommandRequest, now: datet
         NotFound: the run is not registered.
         Conflict: the run is over, or a command of the same kind is open.
     """
-    run = _hold(connection, name)
+    run = hold(connection, name)
     if run.status in OVER:
         raise Conflict(f"run {name!r} is over ({run.status}); nobody would carry out a {request.kind}")
     attempt = Facts.model_validate_json(run.facts).attempt
@@ -144,14 +144,27 @@ def order(connection: Connection, name: str, request: CommandRequest, now: datet
     return command
 
 
+def order_automatically(
+    connection: Connection, run: Row[Any], facts: Facts, request: CommandRequest, now: datetime
+) -> Command:
+    """Order a rollback for which nobody was asked. The caller holds the run, and has asked the policy."""
+    facts.note_order(now)
+    connection.execute(
+        update(tables.runs).where(tables.runs.c.id == run.id).values(facts=facts.model_dump_json())
+    )
+    command = commands.order(connection, run.id, facts.attempt, request, now)
+    log.info("run %s: %s ordered by %s: %s", run.name, command.kind, command.issued_by, command.reason)
+    return command
+
+
 def look(connection: Connection, name: str, now: datetime, settings: Settings) -> None:
     """Judge a run by the time that has passed."""
-    run = _hold(connection, name)
+    run = hold(connection, name)
     _settle(connection, run, Facts.model_validate_json(run.facts), now, settings)
 
 
-def _hold(connection: Connection, name: str) -> Row[Any]:
-    """The run's row, which no other writer touches until this transaction ends."""
+def hold(connection: Connection, name: str) -> Row[Any]:
+    """The run's row, which no other writer touches until this transaction ends. Raises NotFound."""
     row = connection.execute(select(tables.runs).where(tables.runs.c.name == name).with_for_update()).first()
     if row is None:
         raise NotFound.run(name)
@@ -278,8 +291,7 @@ def _settle(connection: Connection, run: Row[Any], facts: Facts, now: datetime, 
     if advice is not None:
         health = Health(health.status, (*health.reasons, advice.words))
         if advice.order is not None:
-            facts.policy_orders += 1
-            facts.policy_ordered_at = now
+            facts.note_order(now)
             commands.order(connection, run.id, facts.attempt, advice.order, now)
     _write_down(connection, run, facts, health, now)
 

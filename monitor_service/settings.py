@@ -104,8 +104,12 @@ class PolicyConfig(BaseModel):
     """What follows from a diverged run, and how often at most."""
 
     policy: PolicyMode = Field(PolicyMode.SUGGEST, description="off, suggest (in words) or act (order).")
-    policy_cooldown_s: float = Field(600.0, ge=0, description="Pause between own rollback orders, seconds.")
-    policy_budget: int = Field(3, ge=0, description="Own rollback orders for one run at most.")
+    policy_cooldown_s: float = Field(
+        600.0, ge=0, description="Pause between automatic rollback orders for one run, seconds."
+    )
+    policy_budget: int = Field(
+        3, ge=0, description="Automatic rollback orders for one run in an hour at most."
+    )
 
 
 class AccessConfig(BaseModel):
@@ -159,6 +163,9 @@ class StorageConfig(BaseModel):
         None,
         gt=0,
         description="Points older than this leave; headers stay, one for 1,000 points. None: never.",
+    )
+    keep_alerts_days: float = Field(
+        90.0, gt=0, description="Alerts that others sent leave so long after they came last."
     )
     keep_runs_days: float | None = Field(
         None, gt=0, description="Runs that ended before this leave, with all that they sent. None: never."

@@ -261,6 +261,27 @@ command_history = Table(
     Column("message", Text, nullable=False),
 )
 
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("starts_at", UtcDateTime, nullable=False),
+    Column("ends_at", UtcDateTime),
+    Column("status", Word, nullable=False),
+    Column("run", String(100), index=True),  # as the alert names it; there need not be such a run
+    Column("labels", Text, nullable=False),  # JSON
+    Column("annotations", Text, nullable=False),  # JSON
+    Column("result", Word, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("command_id", String(64)),
+    Column("first_received_at", UtcDateTime, nullable=False),
+    Column("last_received_at", UtcDateTime, nullable=False, index=True),
+    Column("times", BigInteger, nullable=False),
+    UniqueConstraint("fingerprint", "starts_at"),
+)
+"""Alerts that others sent; not part of a run, so that one about an unknown run is on record, too."""
+
 tokens = Table(
     "tokens",
     metadata,

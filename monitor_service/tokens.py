@@ -30,6 +30,7 @@ class Scope(StrEnum):
     INGEST = "ingest"
     READ = "read"
     CONTROL = "control"
+    HOOK = "hook"
 
 
 @dataclass(frozen=True)

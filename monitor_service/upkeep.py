@@ -42,6 +42,7 @@ def keep_up(store: Store, now: datetime, config: StorageConfig, *, is_everything
     done = Done(batches=_compact(store, now, idle_after))
     if config.keep_points_days is not None:
         done.blocks = _forget_points(store, now - timedelta(days=config.keep_points_days))
+    _forget_alerts(store, now - timedelta(days=config.keep_alerts_days))
     if config.keep_runs_days is not None:
         done.runs = _forget_runs(store, now - timedelta(days=config.keep_runs_days))
     _give_back(store)
@@ -87,6 +88,13 @@ def _count_on(connection: Connection, ids: Sequence[int]) -> None:
     connection.execute(
         update(tables.runs).where(runs.id.in_(changed)).values(compactions=runs.compactions + 1)
     )
+
+
+def _forget_alerts(store: Store, before: datetime) -> None:
+    """Delete alerts that came last before."""
+    known = tables.alerts.c
+    while ids := _ask(store, select(known.id).where(known.last_received_at < before).limit(SLICE)):
+        store.write(partial(_delete, table=tables.alerts, ids=ids))
 
 
 def _forget_runs(store: Store, before: datetime) -> int:

@@ -38,9 +38,7 @@ def place_order(monitor: Monitor, run: str, request: CommandRequest) -> CommandV
 
 def _signed(wish: CommandRequest, principal: Principal) -> CommandRequest:
     """The order with the token behind it on record, whatever name it gives itself."""
-    if principal.token is None:
-        return wish
-    return wish.model_copy(update={"issued_by": f"{wish.issued_by[:40]} (token {principal.name[:40]})"})
+    return wish.model_copy(update={"issued_by": principal.signature(wish.issued_by)})
 
 
 @router.post(

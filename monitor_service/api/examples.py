@@ -71,6 +71,16 @@ COMMAND = {
     "state": "pending",
     "history": [{"state": "pending", "time": AT, "message": "ordered by ana"}],
 }
+ALERT_LABELS = {
+    "alertname": "TrainHealthNonfinite",
+    **{"run": "demo", "project": "maps", "severity": "critical", "action": "roll_back"},
+}
+ALERT = {
+    **{"fingerprint": "c4ff2d1b7a9e5c33", "starts_at": AT, "status": "firing"},
+    **{"alertname": "TrainHealthNonfinite", "run": "demo", "result": "ordered"},
+    "detail": "a rollback of run 'demo' is ordered",
+    "command": "5f0c2a",
+}
 _EVENT_VIEW = {"id": 7, "attempt": 1, "step": 41, "time": AT, "received_at": AT, "type": "finding"}
 _CELLS = {"min": [0.3], "max": [2.3], "last": [0.3], "count": [60], "nonfinite": [1]}
 RAW = {"attempt": [1, 1], "step": [40, 41], "time": [1772366400.0, 1772366400.2], "value": [2.31, "NaN"]}
@@ -88,6 +98,21 @@ BODIES: dict[str, dict[str, Any]] = {
         },
         "events": [FINDING],
         "hold_s": 1.0,
+    },
+    "Webhook": {
+        "version": "4",
+        "status": "firing",
+        "truncatedAlerts": 0,
+        "alerts": [
+            {
+                "status": "firing",
+                "labels": ALERT_LABELS,
+                "annotations": {"summary": "The loss is not finite."},
+                "startsAt": AT,
+                "endsAt": "0001-01-01T00:00:00Z",
+                "fingerprint": "c4ff2d1b7a9e5c33",
+            }
+        ],
     },
     "CommandRequest": {"kind": "roll_back", "reason": COMMAND["reason"], "issued_by": "ana", "to_step": 40},
 }
@@ -125,6 +150,17 @@ ANSWERS: dict[str, dict[str, Any]] = {
     },
     "CommandPage": {"items": [COMMAND]},
     "CommandView": COMMAND,
+    "AlertsReceived": {"alerts": [ALERT], "truncated": 0},
+    "AlertPage": {
+        "items": [
+            {
+                **ALERT,
+                **{"id": 7, "labels": ALERT_LABELS, "annotations": {}, "ends_at": None},
+                **{"first_received_at": AT, "last_received_at": AT, "times": 1},
+            }
+        ],
+        "next_before": None,
+    },
     "Reply": {"seq": 1, "duplicate": False, "commands": [], "server_time": AT},
     "Comparison": {
         "runs": [SUMMARY, {**SUMMARY, "run": "other"}],

@@ -22,13 +22,13 @@ async def require_principal(request: Request) -> Principal:
 PrincipalDep = Annotated[Principal, Depends(require_principal)]
 
 
-def needs(scope: Scope) -> Any:
-    """Let a request pass whose principal has ``scope`` and sees the run in the path, if there is one."""
+def needs(*scopes: Scope) -> Any:
+    """Let a request pass whose principal has one of ``scopes`` and sees the run in the path, if any."""
 
     async def check(request: Request, principal: PrincipalDep) -> None:
-        if not principal.may(scope):
+        if not any(map(principal.may, scopes)):
             has = ", ".join(sorted(principal.scopes)) or "none"
-            raise Forbidden(f"token {principal.name!r} has scope {has}; this needs {scope}")
+            raise Forbidden(f"token {principal.name!r} has scope {has}; this needs {' or '.join(scopes)}")
         run = request.path_params.get("run")
         if run is not None and principal.project is not None:
             await asyncio.to_thread(_look, request.app.state.monitor, principal, run)

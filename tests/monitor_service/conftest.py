@@ -1,6 +1,12 @@
 """A monitor in this process on an SQLite file, asked over ASGI, with a clock that the test turns."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
@@ -167,3 +173,126 @@ def batch() -> Callable[..., dict[str, Any]]:
         }
 
     return build
+
+
+class Alertmanager:
+    """Debian's ``prometheus-alertmanager`` on a free port, which sends everything to a webhook at once.
+
+    It repeats after a second what still fires, where in production that takes hours.
+    """
+
+    def __init__(self, program: str, folder: Path, webhook_url: str) -> None:
+        config = {
+            "route": {
+                "receiver": "trainhealth",
+                "group_by": ["alertname", "project", "run"],
+                "group_wait": "0s",
+                "group_interval": "1s",
+                "repeat_interval": "1s",
+            },
+            "receivers": [
+                {"name": "trainhealth", "webhook_configs": [{"url": webhook_url, "send_resolved": True}]}
+            ],
+        }
+        file = folder / "alertmanager.yml"
+        file.write_text(json.dumps(config))  # JSON is YAML
+        flags = ["--web.listen-address=127.0.0.1:0", "--cluster.listen-address=", "--log.format=json"]
+        self._log = folder / "alertmanager.log"
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [program, f"--config.file={file}", f"--storage.path={folder}", *flags], stdout=log, stderr=log
+            )
+        until(lambda: '"Listening on"' in self._log.read_text(), "Alertmanager listens")
+        said = [json.loads(line) for line in self._log.read_text().splitlines()]
+        (address,) = [line["address"] for line in said if line.get("msg") == "Listening on"]
+        self.url = f"http://{address}"
+        until(lambda: httpx.get(f"{self.url}/-/ready").status_code == 200, "Alertmanager is ready")
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """What it knows to fire now."""
+        found: list[dict[str, Any]] = httpx.get(f"{self.url}/api/v2/alerts").json()
+        return found
+
+    def send(self, *alerts: Mapping[str, Any]) -> None:
+        httpx.post(f"{self.url}/api/v2/alerts", json=list(alerts)).raise_for_status()
+
+    def count(self, metric: str) -> float:
+        """A number of its own about its webhooks."""
+        name = f'alertmanager_{metric}{{integration="webhook"'
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(20)
+
+
+def until(is_so: Callable[[], Any], what: str, within_s: float = 60.0) -> Any:
+    """Wait until ``is_so`` answers something true, and answer it."""
+    deadline = time.monotonic() + within_s
+    while not (answer := is_so()):
+        assert time.monotonic() < deadline, f"still not so after {within_s:g} s: {what}"
+        time.sleep(0.02)
+    return answer
+
+
+@pytest.fixture(name="until")
+def until_() -> Callable[..., Any]:
+    return until
+
+
+@pytest.fixture
+def alertmanager(tmp_path: Path) -> Iterator[Callable[[str], Alertmanager]]:
+    """Start one that sends to an address; all end with the test."""
+    program = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
+    if program is None:
+        pytest.skip("no Alertmanager here: install the package prometheus-alertmanager")
+    with ExitStack() as stack:
+
+        def start(webhook_url: str = "http://127.0.0.1:9/") -> Alertmanager:
+            folder = Path(tempfile.mkdtemp(dir=tmp_path))
+            started = Alertmanager(program, folder, webhook_url)
+            stack.callback(started.close)
+            return started
+
+        yield start
+
+
+class Program:
+    """``python -m monitor_service serve`` in a process of its own, with settings from its environment."""
+
+    def __init__(self, database_url: str, settings: Mapping[str, str]) -> None:
+        words = [sys.executable, "-m", "monitor_service", "serve", "--port", "0", "--json"]
+        self.process = subprocess.Popen(
+            [*words, "--database-url", database_url],
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **settings},
+        )
+        assert self.process.stdout is not None
+        self.url: str = json.loads(self.process.stdout.readline())["url"]
+
+    def ask(self, method: str, path: str, **more: Any) -> Any:
+        answer = httpx.request(method, f"{self.url}/api/v1{path}", timeout=30, **more)
+        answer.raise_for_status()
+        return answer.json()
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(20)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def program(url: str) -> Iterator[Callable[..., Program]]:
+    """Start a monitor as a program on the test's database; all end with the test."""
+    with ExitStack() as stack:
+
+        def start(**settings: str) -> Program:
+            started = Program(url, settings)
+            stack.callback(started.close)
+            return started
+
+        yield start

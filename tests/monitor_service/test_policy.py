@@ -13,6 +13,10 @@ from monitor_service.settings import PolicyConfig
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
+def minutes_ago(*minutes: float) -> list[datetime]:
+    return [NOON - timedelta(minutes=one) for one in minutes]
+
+
 def ask(
     policy: str = "act",
     status: RunStatus = RunStatus.DIVERGED,
@@ -30,10 +34,12 @@ def ask(
         ({}, "rollback ordered", True),
         ({"policy": "suggest"}, "suggested: roll back", False),
         ({"has_open_rollback": True}, "ordered already", False),
-        ({"policy_orders": 2}, "rollback ordered", True),
-        ({"policy_orders": 3}, "budget of 3", False),
-        ({"policy_ordered_at": NOON - timedelta(seconds=599)}, "within 600 s", False),
-        ({"policy_ordered_at": NOON - timedelta(seconds=600)}, "rollback ordered", True),
+        ({"automatic_orders": minutes_ago(59, 40)}, "rollback ordered", True),
+        ({"automatic_orders": minutes_ago(59, 40, 20)}, "budget of 3", False),
+        ({"automatic_orders": minutes_ago(60, 40, 20)}, "rollback ordered", True),
+        ({"automatic_orders": minutes_ago(599 / 60)}, "within 600 s", False),
+        ({"automatic_orders": minutes_ago(10)}, "rollback ordered", True),
+        ({"automatic_orders": minutes_ago(-5)}, "rollback ordered", True),
     ],
 )
 def test_a_diverged_run_is_rolled_back_within_cooldown_and_budget(

@@ -5,12 +5,18 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from monitor_service import comparing, incidents, views
+from monitor_service import comparing, incidents, views, webhook
 from monitor_service.api.examples import ANSWERS, BODIES
 from shared.exchange import Reply
 
 BINARY = ("application/zip", "application/msgpack")
-MODELS: dict[str, Any] = {**vars(views), **vars(comparing), **vars(incidents), "Reply": Reply}
+MODELS: dict[str, Any] = {
+    **vars(views),
+    **vars(comparing),
+    **vars(incidents),
+    **vars(webhook),
+    "Reply": Reply,
+}
 
 
 @pytest.fixture
