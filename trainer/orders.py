@@ -1,19 +1,30 @@
 """Carries out what the monitor asks: each command once, at a step boundary."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 from shared.commands import Command, CommandKind
 from shared.events import CommandUpdate
 from trainer.checkpoint.errors import NoValidCheckpoint
 from trainer.reporting import Reporter
-
-if TYPE_CHECKING:
-    from trainer.loop import Loop
+from trainer.state import TrainState
 
 Outcome = Literal["accepted", "succeeded", "failed", "refused"]
+
+
+class Obedient(Protocol):
+    """A training that can be ordered about, between two of its steps."""
+
+    @property
+    def state(self) -> TrainState: ...
+
+    def settle(self) -> None: ...
+    def is_sound(self) -> bool: ...
+    def save_checkpoint(self) -> None: ...
+    def stop(self, reason: str) -> None: ...
+    def go_back(
+        self, reason: str, trigger: Literal["guard", "command"], *, command: str, at_most: int | None
+    ) -> None: ...
 
 
 class Orders:
@@ -28,7 +39,7 @@ class Orders:
         self._reporter = reporter
         self._seen = set(reporter.record.commands_seen)
 
-    def carry_out(self, loop: Loop, commands: Sequence[Command]) -> None:
+    def carry_out(self, loop: Obedient, commands: Sequence[Command]) -> None:
         """Do what has arrived since the last step."""
         for command in commands:
             if command.id in self._seen:
@@ -49,7 +60,7 @@ class Orders:
             return f"it was meant for attempt {command.attempt}, the run is at attempt {attempt}"
         return None
 
-    def _obey(self, loop: Loop, command: Command) -> tuple[Outcome, str]:
+    def _obey(self, loop: Obedient, command: Command) -> tuple[Outcome, str]:
         match command.kind:
             case CommandKind.ROLL_BACK:
                 return self._roll_back(loop, command)
@@ -62,7 +73,7 @@ class Orders:
                 loop.stop(f"{command.issued_by}: {command.reason}")
                 return "succeeded", "stopping at this step with a checkpoint"
 
-    def _roll_back(self, loop: Loop, command: Command) -> tuple[Outcome, str]:
+    def _roll_back(self, loop: Obedient, command: Command) -> tuple[Outcome, str]:
         before = loop.state.step
         try:
             loop.go_back(command.reason, "command", command=command.id, at_most=command.to_step)
@@ -70,7 +81,7 @@ class Orders:
             return "failed", str(error)
         return "succeeded", f"went back from step {before} to step {loop.state.step}"
 
-    def _tell(self, loop: Loop, command: Command, state: Outcome, message: str = "") -> None:
+    def _tell(self, loop: Obedient, command: Command, state: Outcome, message: str = "") -> None:
         self._reporter.command(
             CommandUpdate(step=loop.state.step, command=command.id, state=state, message=message)
         )

@@ -88,7 +88,7 @@ class Recovery:
         self,
         config: RecoveryConfig,
         state: TrainState,
-        probe: Probe,
+        probe: Probe | None,
         folder: Path,
         reporter: Reporter,
         *,
@@ -155,13 +155,13 @@ class Recovery:
         self.save_due_at = self._state.step + self.config.checkpoint_every
         # a restart goes on from here, so the steps up to here must not be lost with this process
         self._reporter.link.hurry()
-        losses = self._probe.measure(self._state.step)
+        losses = self._probe.measure(self._state.step) if self._probe else {}
         self._writer.submit(
             stage(self._state.parts()),
             {**self._state.facts(), "probe": losses, "settings": self._settings},
             step=self._state.step,
             attempt=self._reporter.record.attempt,
-            probe_loss=losses["live"],
+            probe_loss=losses.get("live"),
         )
 
     def judged(self, refused: bool, is_healthy: bool) -> None:
@@ -368,6 +368,8 @@ class Recovery:
             self._state.restore(stored.parts, stored.facts)
         except ValueError as error:
             return str(error)
+        if self._probe is None:
+            return None
         return self._probe.difference(stored.facts["probe"], self._state.step, self.config.probe_tolerance)
 
     def _stop_or(self, rung: object) -> None:

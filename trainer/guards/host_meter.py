@@ -18,11 +18,14 @@ class HostMeter(Meter):
     def _take_over(self, optimizer: Optimizer) -> None:
         """Nothing: the kernels are left alone."""
 
+    def allows(self) -> bool:
+        """Whether the update may be applied; then its gradients are ready for it. Waits for the device."""
+        refused, scale = torch.stack((self._found_inf, self._grad_scale)).tolist()
+        if not refused and scale != 1:
+            torch._foreach_div_([p.grad for p in self._parameters if p.grad is not None], scale)
+        return not refused
+
     def step(self) -> None:
         """Apply the update, unless it is refused: in place of ``optimizer.step()``. Waits for the device."""
-        refused, scale = torch.stack((self._found_inf, self._grad_scale)).tolist()
-        if refused:
-            return
-        if scale != 1:
-            torch._foreach_div_([p.grad for p in self._parameters if p.grad is not None], scale)
-        super().step()
+        if self.allows():
+            super().step()

@@ -1,0 +1,319 @@
+"""Our guards, recovery and link beside a loop that a framework owns.
+
+    companion = Companion(config, model, optimizer)
+    companion.begin(total_steps=1000)
+    companion.before_forward()                     # once an update, before its first forward pass
+    companion.note(loss)                           # each piece's loss, weighted by its share of the update
+    companion.before_update()                      # all gradients are there; decides
+    optimizer.step()                               # writes nothing if refused; scheduler.step() may follow
+    companion.after_update()                       # judges; may go back; obeys the monitor
+    companion.end("finished")
+
+A fused optimizer refuses on the device; of any other the host reads the verdict and takes the gradients away,
+so that ``optimizer.step()`` finds nothing to do. The learning rate that recovery has lowered is in the
+parameter groups during ``optimizer.step()`` only, so schedulers never see it.
+"""
+
+import logging
+import time
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from shared.base import utc_now
+from shared.events import Finding, RunEnded, StepSkipped
+from shared.exchange import RunSpec
+from trainer.errors import ConfigError, RunStopped
+from trainer.guards.base import Guard, StepView, Verdict, Vitals, Watched, verdict_on
+from trainer.guards.host_meter import HostMeter
+from trainer.guards.invariants import Invariants
+from trainer.guards.limits import Limits
+from trainer.guards.nonfinite import Nonfinite
+from trainer.guards.panel import Panel
+from trainer.guards.refusal import check_refusable, running_statistics
+from trainer.guards.spike import Spike
+from trainer.guards.vitals import Meter
+from trainer.incident import Incidents
+from trainer.integrations.foreign import ForeignData, ForeignLosses, no_average
+from trainer.integrations.settings import CompanionConfig
+from trainer.link.client import Link
+from trainer.orders import Orders
+from trainer.record import RunRecord
+from trainer.recovery import Recovery, Trigger
+from trainer.reporting import Reporter
+from trainer.state import TrainState
+from trainer.stopped import write_report
+
+log = logging.getLogger(__name__)
+
+_LOSS = "loss"
+
+
+class Companion:
+    """Refuses bad updates, goes back from a corrupt state, reports, and obeys the monitor.
+
+    Args:
+        max_norm: what gradients are clipped to, unless the configuration says it.
+        framework: its name and version, told to the monitor.
+
+    Raises:
+        ConfigError: several processes train together, or the folder's record can't be read.
+    """
+
+    def __init__(
+        self,
+        config: CompanionConfig,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        max_norm: float | None = None,
+        framework: str = "",
+    ) -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            world = torch.distributed.get_world_size()
+            if world > 1:
+                raise ConfigError(
+                    f"{world} processes train together, and a companion decides for one alone; "
+                    "several ranks are guarded by python -m trainer only"
+                )
+        self.config, self._optimizer, self._framework = config, optimizer, framework
+        max_norm = config.max_norm or max_norm
+        limits = Limits(next(model.parameters()).device)
+        self.meter = _meter(model, optimizer, max_norm or torch.finfo(torch.float32).max, limits)
+        spike = Spike(_LOSS, config.guards.spike, limits=limits)
+        guards: list[Guard] = [
+            Nonfinite(config.guards.nonfinite),
+            spike,
+            Invariants(config.guards.invariants),
+        ]
+        self.state = TrainState(
+            model, {_LOSS: optimizer}, {_LOSS: self.meter}, no_average(), ForeignData(), Panel(guards)
+        )
+        self._watched = Watched(model, {_LOSS: optimizer})
+        self._loss: Tensor | None = None
+        self._begun = self._noted = time.perf_counter()
+        self._eased = torch.ones((), dtype=torch.float64)
+        self._rates: list[float | Tensor] = []
+        self._has_way_back = False
+        self._last_view: StepView | None = None
+        self.stop_reason: str | None = None
+        self._hook = optimizer.register_step_post_hook(self._applied)
+
+    def begin(self, *, total_steps: int | None = None, step: int = 0) -> None:
+        """Start to report, at ``step`` applied updates: not 0 where the framework has resumed.
+
+        What the folder holds of steps after this one belongs to a stretch that is given up.
+        """
+        folder, record = self.config.folder, _record(self.config)
+        spec = RunSpec(
+            project=self.config.project,
+            config={"framework": self._framework, **self.config.model_dump(mode="json")},
+            total_steps=total_steps,
+            checkpoint_interval_steps=self.config.recovery.checkpoint_every,
+            started_at=utc_now(),
+        )
+        link = Link(self.config.link, self.config.run, spec, folder / "spool")
+        self.reporter = Reporter(self.config.run, link, record, folder / "record.json")
+        self.state.step = self.state.iteration = step
+        self.meter.restore(step, step)
+        self.recovery = Recovery(
+            self.config.recovery, self.state, None, folder / "checkpoints", self.reporter, eased=[self._eased]
+        )
+        self.incidents = Incidents(
+            self.config.recovery.incidents, self.reporter, folder, {"run": self.config.run}
+        )
+        self._orders = Orders(self.reporter)
+        self.recovery.ring.invalidate_after(step, record.attempt)
+        self.state.panel.rebase(self._watched)
+        link.start()
+        self.reporter.attempt(step, "resume" if step else "start")
+
+    def before_forward(self) -> None:
+        """Before the first forward pass of an update: remember the buffers that it will write."""
+        self._begun, self._loss = time.perf_counter(), None
+        self.meter.protect()
+
+    def note(self, loss: Tensor, share: float = 1.0) -> None:
+        """A piece's loss; those of one update add up. Reads nothing from the device."""
+        part = loss.detach() * share
+        self._loss = part if self._loss is None else self._loss + part
+
+    def before_update(self) -> None:
+        """All gradients are there: decide, and let ``optimizer.step()`` do what was decided."""
+        if self._loss is None:  # the framework left this batch out
+            return
+        self.meter.measure(ForeignLosses(self._loss))
+        if isinstance(self.meter, HostMeter) and not self.meter.allows():
+            for parameter in self.state.model.parameters():
+                parameter.grad = None
+        self._rates = [group["lr"] for group in self._optimizer.param_groups]
+        self._set_rates([rate * float(self._eased) for rate in self._rates])
+
+    def after_update(self) -> None:
+        """Judge what has arrived, keep the way back open, obey the monitor.
+
+        Raises:
+            RunStopped: the ladder of recovery has no rung left.
+        """
+        try:
+            self._judge_arrived()
+            if self._has_way_back and self.recovery.is_due(self.state.step):
+                self.settle()
+                self.recovery.keep()
+            self.recovery.collect()
+            self._orders.carry_out(self, self.reporter.link.commands())
+        except RunStopped as stop:
+            self._give_up(str(stop))
+            raise
+
+    def end(self, status: Literal["finished", "stopped", "failed"], message: str = "") -> None:
+        """The training is over. Keeps its last state, unless it failed, and delivers what is left to tell."""
+        if self._has_way_back and status != "failed" and self.is_sound():
+            self.recovery.keep_last()
+            self.incidents.end("healed")
+        self.recovery.close()
+        self._hook.remove()
+        told = self.stop_reason or message
+        self.reporter.ended(RunEnded(step=self.state.step, status=status, message=told))
+        self.reporter.link.close()
+
+    def settle(self) -> None:
+        """Wait until every update has been judged."""
+        self._judge_arrived(wait=True)
+
+    def is_sound(self) -> bool:
+        """Whether the state passes a scan now; where it does not, the run goes back."""
+        self.settle()
+        if self._last_view is None:
+            return True
+        problems = self.state.panel.scan(self._last_view)
+        for problem in problems:
+            self.reporter.finding(problem)
+        if problems:
+            self._go_back_for(problems[0])
+        return not problems
+
+    def save_checkpoint(self) -> None:
+        """Hand a checkpoint of the present state to the writer."""
+        self.recovery.save()
+
+    def stop(self, reason: str) -> None:
+        """Ask the framework to end after this update; whoever calls us looks at ``stop_reason``."""
+        self.stop_reason = reason
+
+    def go_back(
+        self,
+        reason: str,
+        trigger: Trigger,
+        *,
+        command: str | None = None,
+        at_most: int | None = None,
+    ) -> None:
+        """Restore an earlier state; the framework's data and schedule go on from where they are."""
+        try:
+            rollback = self.recovery.go_back(
+                reason, trigger, command=command, at_most=at_most, incident=self.incidents.current
+            )
+            self.incidents.went_back(rollback)
+        finally:
+            self.state.panel.rebase(self._watched)
+
+    def _applied(self, *_: object) -> None:
+        """Right after ``optimizer.step()``, and before any scheduler looks at the learning rate."""
+        if self._loss is None:
+            return
+        lr = self._optimizer.param_groups[0]["lr"]
+        self._set_rates(self._rates)
+        self.meter.settle(lr)
+        self.state.iteration += 1
+        self._loss = None
+
+    def _judge_arrived(self, wait: bool = False) -> None:
+        for vitals in self.meter.arrived(wait=wait):
+            self._judge(vitals)
+
+    def _judge(self, vitals: Vitals) -> None:
+        self._last_view = StepView(vitals, (), self._watched, alarm=self._is_due_after(vitals))
+        judgement = self.state.panel.judge(self._last_view)
+        for finding in judgement.findings:
+            self.reporter.finding(finding)
+        self._tell_step(vitals)
+        if judgement.verdict >= Verdict.ROLL_BACK:
+            self._go_back_for(max(judgement.findings, key=verdict_on))
+            return
+        if vitals.refused:
+            worst = max(judgement.findings, key=verdict_on, default=None)
+            words = worst.message if worst else f"refused ({vitals.reason})"
+            self.incidents.alarm(vitals.step, worst.guard if worst else "meter", words)
+        elif judgement.verdict is Verdict.PROCEED:
+            self.incidents.healthy([vitals], time.perf_counter() - self._begun)
+        is_accepted = vitals.reason == "spike" and judgement.verdict is Verdict.PROCEED
+        self.recovery.judged(vitals.is_at_fault and not is_accepted, judgement.verdict is Verdict.PROCEED)
+
+    def _tell_step(self, vitals: Vitals) -> None:
+        if vitals.refused:
+            self.reporter.skipped(
+                StepSkipped(
+                    step=vitals.step,
+                    reason=vitals.reason or "spike",
+                    loss=vitals.loss,
+                    grad_norm=vitals.grad_norm,
+                )
+            )
+            return
+        now = time.perf_counter()
+        self.reporter.applied([vitals], now - self._noted, max(self._begun - self._noted, 0.0))
+        self._noted = now
+        self.state.step += 1
+        if not self._has_way_back:  # a state without moments, which come with the first update, is not whole
+            self._has_way_back = True
+            self.recovery.begin()
+
+    def _go_back_for(self, finding: Finding) -> None:
+        onset = self.recovery.kept_at
+        self.incidents.alarm(
+            self.state.step,
+            finding.guard,
+            finding.message,
+            kind="weights",
+            onset=onset,
+            reading=finding.reading,
+        )
+        self.go_back(finding.message, "guard")
+
+    def _is_due_after(self, vitals: Vitals) -> bool:
+        """A state is scanned before it is kept: what a snapshot holds must be worth returning to."""
+        return self._has_way_back and not vitals.refused and self.recovery.is_due(self.state.step + 1)
+
+    def _set_rates(self, rates: list[float | Tensor]) -> None:
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def _give_up(self, reason: str) -> None:
+        self.incidents.alarm(self.state.step, "recovery", reason)
+        self.incidents.end("stopped")
+        write_report(self.config.folder, self.config.run, self.state.step, reason, self.reporter.record)
+
+
+def _meter(model: nn.Module, optimizer: Optimizer, max_norm: float, limits: Limits) -> Meter:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    buffers = list(running_statistics(model).values())
+    try:
+        check_refusable(optimizer, _LOSS)
+    except ValueError:
+        if isinstance(optimizer, LBFGS):
+            raise ConfigError(
+                "LBFGS evaluates the loss by itself, so no update of it can be judged"
+            ) from None
+        return HostMeter(_LOSS, optimizer, parameters, max_norm=max_norm, buffers=buffers, limits=limits)
+    return Meter(_LOSS, optimizer, parameters, max_norm=max_norm, buffers=buffers, limits=limits)
+
+
+def _record(config: CompanionConfig) -> RunRecord:
+    config.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return RunRecord.load(config.folder / "record.json")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
