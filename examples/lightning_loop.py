@@ -1,7 +1,7 @@
 """A Lightning training that meets a NaN and spoiled weights, and ends healthy.
 
-    pip install 'trainhealth[train,integrations]'
-    python examples/lightning_loop.py [FOLDER] [MONITOR_URL]
+pip install 'trainhealth[train,integrations]'
+python examples/lightning_loop.py [FOLDER] [MONITOR_URL]
 """
 
 import sys

@@ -35,9 +35,7 @@ torch.manual_seed(0)
 torch.set_num_threads(1)
 folder = Path(sys.argv[1] if sys.argv[1:] else tempfile.mkdtemp())
 begins = torch.randint(0, 40, (1600,))
-samples = [
-    {"input_ids": (begin + torch.arange(12)) % 40, "weight": torch.tensor(1.0)} for begin in begins
-]
+samples = [{"input_ids": (begin + torch.arange(12)) % 40, "weight": torch.tensor(1.0)} for begin in begins]
 samples[700]["weight"] = torch.tensor(torch.nan)
 
 

@@ -47,9 +47,7 @@ class TrainHealth(TrainerCallback):
         clip, args.max_grad_norm = args.max_grad_norm, 0.0
         optimizer: Optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])  # accelerate's
         words = f"transformers {transformers.__version__}"
-        companion = Companion(
-            self.config, kwargs["model"], optimizer, max_norm=clip or None, framework=words
-        )
+        companion = Companion(self.config, kwargs["model"], optimizer, max_norm=clip or None, framework=words)
         companion.begin(total_steps=state.max_steps, step=state.global_step)
         self.companion = companion
         vars(self._trainer)["training_step"] = self._noting

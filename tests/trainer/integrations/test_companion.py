@@ -1,0 +1,222 @@
+"""A companion beside a plain loop that knows nothing of it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+
+from shared.base import utc_now
+from shared.commands import Command, CommandKind
+from trainer.checkpoint import LadderConfig
+from trainer.errors import ConfigError, RunStopped
+from trainer.integrations.companion import Companion
+from trainer.integrations.settings import CompanionConfig
+from trainer.recovery import RecoveryConfig
+
+Disturb = Callable[["Loop", int], None]
+
+
+class Loop:
+    """Somebody's training: a model, an optimizer, a schedule, and a companion beside it."""
+
+    def __init__(
+        self, folder: Path, make: Callable[..., Optimizer] = AdamW, *, recovery: Any = None, **options: Any
+    ) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
+        self.optimizer = make(self.model.parameters(), **{"lr": 1e-2, **options})
+        self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.999)
+        config = CompanionConfig(
+            folder=folder,
+            max_norm=1.0,
+            recovery=RecoveryConfig(snapshot_every=10, checkpoint_every=20, **(recovery or {})),
+        )
+        self.companion = Companion(config, self.model, self.optimizer)
+        self.number = 0
+
+    def train(self, steps: int, disturb: Disturb = lambda loop, number: None) -> None:
+        for _ in range(steps):
+            self.step(disturb)
+
+    def step(self, disturb: Disturb, pieces: int = 1) -> None:
+        companion = self.companion
+        companion.before_forward()
+        for _ in range(pieces):
+            x = torch.randn(16, 4)
+            loss = nn.functional.mse_loss(self.model(x), x.sum(1, keepdim=True)) / pieces
+            companion.note(loss)
+            loss.backward()
+        disturb(self, self.number)
+        companion.before_update()
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        companion.after_update()
+        self.number += 1
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+
+@pytest.fixture
+def loop_with(tmp_path: Path) -> Iterator[Callable[..., Loop]]:
+    loops: list[Loop] = []
+
+    def build(*args: Any, **options: Any) -> Loop:
+        loops.append(Loop(tmp_path / str(len(loops)), *args, **options))
+        loops[-1].companion.begin()
+        return loops[-1]
+
+    yield build
+    for loop in loops:
+        loop.companion.end("failed")
+
+
+def nan_gradient_at(step: int) -> Disturb:
+    def disturb(loop: Loop, number: int) -> None:
+        if number == step:
+            gradient = loop.model[0].weight.grad
+            assert gradient is not None
+            gradient[0, 0] = torch.nan
+
+    return disturb
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (AdamW, {"fused": True}),
+        (Adam, {"fused": True}),
+        (SGD, {"fused": True, "momentum": 0.9}),
+        (AdamW, {}),
+        (RMSprop, {}),
+        (SGD, {"momentum": 0.9}),
+    ],
+    ids=["fused AdamW", "fused Adam", "fused SGD", "AdamW", "RMSprop", "SGD"],
+)
+def test_a_refused_update_changes_no_weight_moment_or_statistic(
+    loop_with: Callable[..., Loop], make: Any, options: Any
+) -> None:
+    loop = loop_with(make, **options)
+    loop.train(5)
+    before = loop.weights()
+    moments = [
+        value.clone() for one in loop.optimizer.state.values() for value in one.values() if value is not None
+    ]
+    loop.step(nan_gradient_at(5))
+    assert loop.companion.reporter.record.skipped_steps == 1
+    assert all(torch.equal(before[name], tensor) for name, tensor in loop.weights().items())
+    now = [value for one in loop.optimizer.state.values() for value in one.values() if value is not None]
+    assert all(torch.equal(a, b) for a, b in zip(moments, now, strict=True))
+    loop.train(1)
+    assert not torch.equal(before["0.weight"], loop.model[0].weight)
+
+
+def test_a_healthy_training_is_the_one_that_clips_by_itself(loop_with: Callable[..., Loop]) -> None:
+    loop = loop_with(SGD, momentum=0.9)
+    loop.train(30)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
+    optimizer = SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.999)
+    for _ in range(30):
+        x = torch.randn(16, 4)
+        nn.functional.mse_loss(model(x), x.sum(1, keepdim=True)).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(loop.model.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_pieces_of_an_update_add_up_to_its_loss(loop_with: Callable[..., Loop]) -> None:
+    loop = loop_with(AdamW, fused=True)
+    torch.manual_seed(1)
+    loop.step(lambda *_: None, pieces=4)
+    whole = loop.companion.reporter.recent_loss
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
+    torch.manual_seed(1)
+    xs = [torch.randn(16, 4) for _ in range(4)]
+    losses = [float(nn.functional.mse_loss(model(x), x.sum(1, keepdim=True)).detach()) for x in xs]
+    assert whole == pytest.approx(sum(losses) / 4, rel=1e-5)
+
+
+def spoiled_at(*steps: int) -> Disturb:
+    def disturb(loop: Loop, number: int) -> None:
+        if number in steps:
+            loop.model[0].weight.data.fill_(torch.nan)
+
+    return disturb
+
+
+def test_spoiled_weights_go_back_and_a_second_time_the_rate_is_lowered_unseen_by_the_schedule(
+    loop_with: Callable[..., Loop],
+) -> None:
+    rates: list[float] = []
+    loop = loop_with(AdamW, fused=True)
+    loop.optimizer.register_step_pre_hook(lambda one, *_: rates.append(one.param_groups[0]["lr"]))
+    loop.train(60, spoiled_at(30, 50))
+    first, second = loop.companion.reporter.record.rollbacks
+    assert (first.source, second.source) == ("snapshot", "snapshot")
+    assert all(bool(tensor.isfinite().all()) for tensor in loop.weights().values())
+    scheduled = 1e-2 * 0.999**59
+    assert loop.optimizer.param_groups[0]["lr"] == pytest.approx(scheduled * 0.999)
+    assert rates[-1] < 0.5 * scheduled  # times 0.7, and warmed up again over 50 steps
+
+
+def test_without_a_rung_left_it_stops_and_leaves_a_report(loop_with: Callable[..., Loop]) -> None:
+    loop = loop_with(AdamW, fused=True, recovery={"ladder": LadderConfig(max_rollbacks=0)})
+    loop.train(20)
+    with pytest.raises(RunStopped, match="corrupt"):
+        loop.train(20, spoiled_at(25))
+    report = loop.companion.config.folder / "stopped.txt"
+    assert "corrupt" in report.read_text()
+
+
+def test_an_order_to_go_back_is_carried_out_once(
+    loop_with: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = loop_with(AdamW, fused=True)
+    loop.train(45)
+    now = utc_now()
+    order = Command(
+        id="c-1",
+        kind=CommandKind.ROLL_BACK,
+        reason="looks wrong",
+        issued_by="ana",
+        issued_at=now,
+        expires_at=now.replace(year=now.year + 1),
+        attempt=1,
+    )
+    link = loop.companion.reporter.link
+    monkeypatch.setattr(link, "commands", lambda: [order])
+    loop.train(2)
+    (back,) = loop.companion.reporter.record.rollbacks
+    assert (back.trigger, back.command, back.source) == ("command", "c-1", "checkpoint")
+    assert back.to_step == 41
+
+
+def test_an_optimizer_that_evaluates_by_itself_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="LBFGS"):
+        Loop(tmp_path, torch.optim.LBFGS)
+
+
+def test_a_training_that_goes_on_elsewhere_gives_up_what_lies_ahead(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    loop.companion.begin()
+    loop.train(45)
+    loop.companion.end("finished")
+    again = Loop(tmp_path)
+    again.companion.begin(step=25)
+    record = again.companion.reporter.record
+    assert record.attempt == 2
+    assert max(again.companion.recovery.ring.steps()) <= 25
+    again.train(5)
+    assert again.companion.state.step == 30
+    again.companion.end("finished")
