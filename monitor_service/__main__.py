@@ -37,6 +37,7 @@ from monitor_service.opening import listen, open_database, shown_url
 from monitor_service.serving import check_certificate, run_until_signal
 from monitor_service.settings import PREFIX, ClientSettings, Settings
 from monitor_service.store import Store, open_engine
+from monitor_service.tensorboard import TensorBoardMissing
 from monitor_service.tokens import Scope
 from monitor_service.upkeep import Done, keep_up
 from shared.base import utc_now
@@ -68,6 +69,7 @@ _CODES: dict[type[MonitorError], ExitCode] = {
     DatabaseUnusable: ExitCode.DATABASE_UNUSABLE,
     Unreachable: ExitCode.UNREACHABLE,
     FileUnusable: ExitCode.USAGE,
+    TensorBoardMissing: ExitCode.USAGE,
 }
 
 

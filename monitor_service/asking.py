@@ -13,6 +13,7 @@ from monitor_service.errors import MonitorError
 from monitor_service.health import RunStatus
 from monitor_service.run_list import Sort
 from monitor_service.settings import ClientSettings, Settings
+from monitor_service.tensorboard import write_event_file
 from monitor_service.watching import watch
 from shared.base import Message
 
@@ -38,15 +39,17 @@ def add_commands(commands: Any, add: Add) -> None:
     watching = add(commands, "watch", _watch, "what happens in a run, while it happens")
     roll_back = add(commands, "roll-back", _roll_back, "send a run back to its last good checkpoint")
     export = add(commands, "export", _export, "write a whole run to one file")
+    event_file = add(commands, "to-tensorboard", _to_tensorboard, "write a run's series as an event file")
     bring_in = add(commands, "import", _import, "store a run that was exported")
     runs = add(commands, "runs", _runs, "the runs that the monitor knows")
-    for command in (status, watching, roll_back, export):
+    for command in (status, watching, roll_back, export, event_file):
         command.add_argument("run", metavar="RUN")
-    for command in (status, watching, roll_back, export, bring_in, runs):
+    for command in (status, watching, roll_back, export, event_file, bring_in, runs):
         command.add_argument("--url", help="the monitor's address; TRAINHEALTH_URL, or from _HOST and _PORT")
     roll_back.add_argument("--reason", required=True)
     roll_back.add_argument("--to-step", type=int, help="this step or before; default: the newest good")
     export.add_argument("--out", type=Path, help="the file; default: RUN.zip here")
+    event_file.add_argument("folder", type=Path, metavar="DIR", help="a folder that TensorBoard looks into")
     bring_in.add_argument("file", type=Path, metavar="FILE")
     runs.add_argument("--status", action="append", choices=list(RunStatus), help="may be given again")
     runs.add_argument("--project")
@@ -116,6 +119,13 @@ def _export(arguments: argparse.Namespace) -> None:
         size = client.export(arguments.run, file)
     told = {"run": arguments.run, "file": str(file), "size_bytes": size}
     say(arguments, told, f"{arguments.run}: {size} bytes in {file}")
+
+
+def _to_tensorboard(arguments: argparse.Namespace) -> None:
+    with _client(arguments) as client, _files(arguments.folder):
+        points = write_event_file(client, arguments.run, arguments.folder)
+    told = {"run": arguments.run, "folder": str(arguments.folder), "points": points}
+    say(arguments, told, f"{arguments.run}: {points} points in {arguments.folder}")
 
 
 def _import(arguments: argparse.Namespace) -> None:

@@ -101,6 +101,29 @@ def test_a_person_lists_runs_and_carries_one_to_a_file_and_back(
 
 
 @pytest.mark.slow
+def test_tensorboard_itself_reads_a_run_that_was_written_for_it(
+    program: Program, batch: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_file_loader",
+        reason="pip install 'trainhealth[tensorboard]'",
+    )
+    program.register("a")
+    program.send("a", batch(1, [1, 2, 3], loss=[2.5, "NaN", "-Infinity"], lr=[0.5, None, 0.25]))
+    folder = tmp_path / "board"
+    assert main(["to-tensorboard", "a", str(folder), "--json", "--url", program.url]) == ExitCode.DONE
+    assert json.loads(capsys.readouterr().out) == {"run": "a", "folder": str(folder), "points": 5}
+    (file,) = folder.iterdir()
+    events = [event for event in loader.LegacyEventFileLoader(str(file)).Load() if event.summary.value]
+    found = [
+        (event.summary.value[0].tag, event.step, event.summary.value[0].simple_value) for event in events
+    ]
+    assert found[:1] == [("loss", 1, 2.5)]
+    assert np.isnan(found[1][2])
+    assert found[2:] == [("loss", 3, -np.inf), ("lr", 1, 0.5), ("lr", 3, 0.25)]
+
+
+@pytest.mark.slow
 def test_a_watch_goes_on_after_a_restart_of_the_monitor_and_ends_with_the_run(
     program: Program, batch: Build, capsys: pytest.CaptureFixture[str]
 ) -> None:
