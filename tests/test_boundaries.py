@@ -23,7 +23,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.radiodiff": ("trainer.section",),
     "trainer.data": ("trainer.section",),
     "trainer.ema": ("trainer.guards", "trainer.section"),
-    "trainer.objective": ("trainer.guards", "trainer.section"),
+    "trainer.held": (),
+    "trainer.objective": ("trainer.guards", "trainer.held", "trainer.section"),
     "trainer.precision": (),
     "trainer.files": (),
     "trainer.claim": ("trainer.errors",),
@@ -51,7 +52,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.watchdog": ("trainer.section",),
     "trainer.loop": (
         *("shared", "trainer.checkpoint", "trainer.errors", "trainer.guards", "trainer.incident"),
-        *("trainer.objective", "trainer.orders", "trainer.precision", "trainer.probe"),
+        *("trainer.held", "trainer.objective", "trainer.orders", "trainer.precision", "trainer.probe"),
         *("trainer.recovery", "trainer.refusals", "trainer.reporting", "trainer.state", "trainer.watchdog"),
     ),
     "monitor_service.settings": (),

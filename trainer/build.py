@@ -22,6 +22,7 @@ from trainer.data.radiomaps import RadioMaps
 from trainer.ema import Ema
 from trainer.errors import ConfigError
 from trainer.guards.base import own_part
+from trainer.guards.counters import Counters
 from trainer.guards.drift import Drift
 from trainer.guards.invariants import Invariants
 from trainer.guards.limits import Limits
@@ -193,6 +194,7 @@ def _panel(guards: GuardsConfig, spikes: Sequence[Spike], names: Sequence[str], 
             *(Drift(name, guards.drift) for name in names),
             Replicas(guards.replicas, ranks.gather if ranks.are_many else None, is_common=_is_whole),
             Invariants(guards.invariants),
+            Counters(guards.invariants),
             Underflow(guards.underflow),
         ]
     )

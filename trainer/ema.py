@@ -31,6 +31,13 @@ class Ema:
         self.config = config
         self._live = averaged_tensors(model)
         self.tensors = {name: tensor.detach().clone() for name, tensor in self._live.items()}
+        device = next(iter(self.tensors.values())).device
+        self.taken = torch.zeros((), dtype=torch.int64, device=device)
+        """Updates taken in so far, counted where they are: on the device."""
+
+    def due_of(self, applied: Tensor) -> Tensor:
+        """How many of the first ``applied`` updates an average takes in that misses none."""
+        return (applied + self.config.every - 1) // self.config.every
 
     def update(self, possible: range, number: Tensor, refused: Tensor) -> None:
         """Take in the model as it is after update ``number``, unless it is not due or was ``refused``.
@@ -48,6 +55,7 @@ class Ema:
             share = self.share_at(number)
             averages, live = ([own_part(one) for one in ts.values()] for ts in (self.tensors, self._live))
             ema_update(averages, live, share, skipped)
+            self.taken.add_(~skipped)
 
     def share_at(self, number: Tensor) -> Tensor:
         """Weight of the live model at update ``number``: 1 copies. SPEC §9's 1 - decay, float32.

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from shared.commands import Command
-from shared.events import Finding, RunEnded, StepSkipped
+from shared.events import Finding, RunEnded, Severity, StepSkipped
 from trainer.checkpoint import Rung
 from trainer.errors import RunStopped
 from trainer.guards.base import StepLosses, StepView, Verdict, Vitals, Watched, verdict_on
 from trainer.guards.culprit import Randomness
 from trainer.guards.pieces import combine, piece_of
+from trainer.held import HeldModes
 from trainer.incident import Incidents
 from trainer.objective import Objective
 from trainer.orders import Orders
@@ -74,12 +75,13 @@ class News:
     stop: str | None = None
     commands: Sequence[Command] = ()
     left_out: Sequence[tuple[str, str]] = ()
+    findings: Sequence[Finding] = ()
     save_due_at: int | None = None
 
     @property
     def is_any(self) -> bool:
         """Whether it is worth telling."""
-        return bool(self.stop or self.commands or self.left_out or self.save_due_at)
+        return bool(self.stop or self.commands or self.left_out or self.findings or self.save_due_at)
 
 
 class Loop:
@@ -118,11 +120,14 @@ class Loop:
         self.losses: StepLosses | None = None
         self.last: Sequence[Vitals] = ()
         self._under_way: deque[Taken] = deque()
-        self._watched = Watched(state.model, state.optimizers, state.ema.tensors)
+        applied = {name: meter.applied for name, meter in state.meters.items()}
+        self._watched = Watched(state.model, state.optimizers, state.ema.tensors, applied, self._averaged)
         self._last_view: StepView | None = None
         self._stop_reason: str | None = None
         self._wish: str | None = None
         self._num_left_out = 0
+        self._modes = HeldModes(state.model)
+        self._mended: list[Finding] = []
 
     def run(self) -> Literal["finished", "stopped"]:
         """Train to the end, or until somebody asks to stop; the last state is a checkpoint either way.
@@ -149,6 +154,7 @@ class Loop:
     def begin(self) -> None:
         """Get ready for the first step from the state as it is."""
         self.state.model.train()
+        self._modes = HeldModes(self.state.model)
         self.state.panel.rebase(self._watched)
         self.recovery.begin()
 
@@ -242,6 +248,7 @@ class Loop:
     def forward(self, piece: int = 0) -> None:
         """The losses of one piece of the batch; what the pass writes into buffers can be taken back."""
         if piece == 0:
+            self._mend("modes", self._modes.put_back())
             self.objective.meter.protect()
         batch = piece_of(self.batch, piece, self.micro_batches)
         with computing_in(self.precision, self.device):
@@ -262,7 +269,7 @@ class Loop:
 
         All, since the loss of one objective may flow through the weights of another.
         """
-        self.objective.update()
+        self._mend("schedule", self.objective.update())
         self.state.model.zero_grad(set_to_none=True)
 
     def report(self) -> None:
@@ -323,6 +330,18 @@ class Loop:
             self.go_back(problems[0].message, "guard")
         return not problems
 
+    def _mend(self, guard: str, changed: Sequence[str]) -> None:
+        """Remember what was found changed and put back; it is told at the step boundary."""
+        if not changed:
+            return
+        message = f"{self.objective.name}: {'; '.join(changed)}; put back before it was used"
+        self._mended.append(
+            Finding(step=self.number, guard=guard, severity=Severity.WARNING, message=message)
+        )
+
+    def _averaged(self) -> tuple[Tensor, Tensor]:
+        return self.state.ema.taken, self.state.ema.due_of(self.objectives[0].meter.applied)
+
     def _add_up_gradients(self) -> None:
         """Forward and backward, piece by piece; then ``losses`` are those of the whole batch."""
         pieces: list[StepLosses] = []
@@ -343,10 +362,15 @@ class Loop:
             stop=self._wish if self._stop_reason is None else None,
             commands=self.reporter.link.commands() if self.state.ranks.is_first else [],
             left_out=self._newly_left_out(),
+            findings=self._mended,
             save_due_at=self.recovery.save_due_at if self.recovery.save_due_at != due else None,
         )
-        everyone = [one for said in self.state.ranks.pool([own] if own.is_any else []) for one in said]
+        self._mended = []
+        said = self.state.ranks.pool([own] if own.is_any else [])
+        everyone = [one for news in said for one in news]
         self.reporter.left_out([one for news in everyone for one in news.left_out], self.number)
+        for finding in _merged([[one for news in rank for one in news.findings] for rank in said]):
+            self.reporter.finding(finding)
         for news in everyone:
             self._stop_reason = self._stop_reason or news.stop
             self.recovery.save_due_at = news.save_due_at or self.recovery.save_due_at
@@ -359,14 +383,7 @@ class Loop:
 
     def _of_all(self, own: Sequence[Finding]) -> list[Finding]:
         """What the guards of all ranks found: what one rank alone sees in its state concerns all of them."""
-        findings: list[Finding] = []
-        for rank, said in enumerate(self.state.ranks.pool(own)):
-            known = {(one.guard, one.message) for one in findings}
-            for one in said:
-                if (one.guard, one.message) not in known:
-                    words = f"rank {rank}: {one.message}" if rank else one.message
-                    findings.append(one.model_copy(update={"message": words}))
-        return findings
+        return _merged(self.state.ranks.pool(own))
 
     def _enter(self, phase: Phase) -> None:
         for observer in self.observers:
@@ -415,6 +432,8 @@ class Loop:
             self.reporter.applied(taken.vitals, seconds, taken.fetch_seconds)
             self.state.step += 1
         self.refusals.judged(self, taken, verdict, findings, seconds)
+        if verdict is Verdict.STOP:
+            raise RunStopped(max(findings, key=verdict_on).message)
         if verdict >= Verdict.ROLL_BACK:
             self.go_back(max(findings, key=verdict_on).message, "guard")
             return
@@ -436,6 +455,18 @@ class Loop:
             if judgement.verdict >= Verdict.ROLL_BACK:
                 break  # the state is corrupt: the other objectives' scans would only say so again
         return findings
+
+
+def _merged(said: Sequence[Sequence[Finding]]) -> list[Finding]:
+    """What all ranks have found, each thing once, with the rank that alone has seen it."""
+    findings: list[Finding] = []
+    for rank, own in enumerate(said):
+        known = {(one.guard, one.message) for one in findings}
+        for one in own:
+            if (one.guard, one.message) not in known:
+                words = f"rank {rank}: {one.message}" if rank else one.message
+                findings.append(one.model_copy(update={"message": words}))
+    return findings
 
 
 def _is_bad(vitals: Vitals) -> bool:

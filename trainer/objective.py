@@ -1,7 +1,7 @@
 """An objective: one loss with its optimizer, its learning rate on the device, and its meter."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch.optim import AdamW
 
 from trainer.guards.base import StepLosses
 from trainer.guards.vitals import Meter
+from trainer.held import HeldSettings
 from trainer.section import Section
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -59,6 +60,10 @@ class Objective:
     optimizer: AdamW
     schedule: Schedule
     meter: Meter
+    settings: HeldSettings = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", HeldSettings(self.optimizer))
 
     def backward(self, losses: StepLosses, share: float = 1.0) -> None:
         """Add the gradients of ``share`` of the loss, multiplied by the loss scale if there is one.
@@ -74,11 +79,17 @@ class Objective:
         seed = torch.full_like(total, share)
         torch.autograd.backward(total, seed if scale is None else seed * scale.scale)
 
-    def update(self) -> None:
-        """Apply the measured gradients, unless the meter refused them: the device decides."""
+    def update(self) -> list[str]:
+        """Apply the measured gradients, unless the meter refused them: the device decides.
+
+        Answers which settings of the optimizer somebody had changed, its rate for instance: they were put
+        back first.
+        """
         lr = self.schedule.set_for(self.meter.applied)
+        changed = self.settings.put_back()
         self.meter.step()
         self.meter.settle(lr)
+        return changed
 
 
 def fused_adamw(parameters: Sequence[nn.Parameter], config: OptimizerConfig, lr: Tensor) -> AdamW:

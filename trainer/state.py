@@ -30,6 +30,8 @@ class Facts(Section):
     iteration: int
     applied: dict[str, int]
     loss_scales: dict[str, list[float]] = Field(default_factory=dict)
+    averaged: int | None = None
+    """Updates that the average has taken in; a state of an earlier version does not tell."""
     data: dict[str, Any]
     guards: dict[str, Any]
     random: dict[str, Any]
@@ -93,6 +95,7 @@ class TrainState:
             iteration=self.iteration,
             applied={name: int(meter.applied) for name, meter in self.meters.items()},
             loss_scales={name: scale.state_dict() for name, scale in self._loss_scales()},
+            averaged=int(self.ema.taken),
             data=self.loader.state_dict(),
             guards=self.panel.state_dict(),
             random=self._random_facts_of_all(),
@@ -136,6 +139,10 @@ class TrainState:
         self.model.zero_grad(set_to_none=True)
         for name, meter in self.meters.items():
             meter.restore(saved.applied[name], saved.iteration)
+        first = next(iter(self.meters.values())).applied
+        self.ema.taken.copy_(self.ema.due_of(first))
+        if saved.averaged is not None:
+            self.ema.taken.fill_(saved.averaged)
         for name, scale in self._loss_scales():
             if name in saved.loss_scales:  # a run that was float32 until now begins with a new one
                 scale.load_state_dict(saved.loss_scales[name])

@@ -116,7 +116,7 @@ def test_everything_comes_back_to_the_bit(lab: Any, everything: Any, differences
     parts = {name.split("/")[0] for name in changed}
     assert parts == {
         *("model", "ema", "optimizer", "random"),
-        *("step", "iteration", "applied", "data", "guards"),
+        *("step", "iteration", "applied", "averaged", "data", "guards"),
     }
 
 

@@ -67,11 +67,17 @@ class Vitals:
 
 @dataclass
 class Watched:
-    """Live handles for scans: the model, its optimizers by objective, and the EMA by parameter name."""
+    """Live handles for scans: the model, its optimizers by objective, and the EMA by parameter name.
+
+    ``applied`` are the counts of applied updates by objective, on the device (``Meter.applied``);
+    ``averaged`` answers how many updates the EMA has taken in, and how many it should have, likewise.
+    """
 
     model: nn.Module
     optimizers: Mapping[str, Optimizer]
     ema: Mapping[str, Tensor] | None = None
+    applied: Mapping[str, Tensor] = field(default_factory=dict)
+    averaged: Callable[[], tuple[Tensor, Tensor]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +112,8 @@ class Guard(Protocol):
 class Verdict(IntEnum):
     """What the loop does next; the larger is the graver.
 
-    ``STOP`` is never a guard's answer: it is the recovery ladder's, when its budget is spent.
+    ``STOP`` is the recovery ladder's answer when its budget is spent. It is a guard's where no earlier state
+    could help, because the program is wrong: its finding is critical and has ``ENDS`` in its reading.
     """
 
     PROCEED = 0
@@ -123,8 +130,14 @@ _ANSWERS = {
 }
 
 
+ENDS = "ends"
+"""The key in a finding's reading that ends the run; its value says what is to be mended."""
+
+
 def verdict_on(finding: Finding) -> Verdict:
     """``error``: the step was or must be refused. ``critical``: the state itself is corrupt."""
+    if ENDS in finding.reading:
+        return Verdict.STOP
     return _ANSWERS[finding.severity]
 
 

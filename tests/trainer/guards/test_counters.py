@@ -1,0 +1,132 @@
+"""Counters that jump are seen by what they say, with no statistics, and none that is right is accused."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+from shared.events import Finding
+from trainer.guards.base import StepView, Verdict, Vitals, Watched, verdict_on
+from trainer.guards.counters import Counters
+
+Break = Callable[[Any], None]
+
+
+def watched_of(training: Any, taken: int = 0) -> Watched:
+    counts = torch.tensor(taken), torch.tensor(taken)
+    return replace(training.watched, applied={"diffusion": training.meter.applied}, averaged=lambda: counts)
+
+
+def trained(training: Any, steps: int = 5) -> tuple[Counters, Watched]:
+    """A guard that has watched this training from its start, and found nothing."""
+    guard, watched = Counters(), watched_of(training)
+    guard.rebase(watched)
+    for _ in range(steps):
+        assert judged(guard, training, watched) is None
+    return guard, watched
+
+
+def judged(guard: Counters, training: Any, watched: Watched, *, alarm: bool = False) -> Finding | None:
+    training.update()
+    (vitals,) = training.meter.arrived()
+    return guard.inspect(StepView(vitals, (), watched, alarm))
+
+
+def reset(training: Any) -> None:
+    for state in training.optimizer.state.values():
+        state["step"].zero_()
+
+
+def one_ahead(training: Any) -> None:
+    next(iter(training.optimizer.state.values()))["step"].add_(4)
+
+
+@pytest.mark.parametrize(("damage", "words"), [(reset, "from 6 to 1 in 1 updates"), (one_ahead, "to 11")])
+def test_a_step_count_that_goes_back_or_ahead_is_corrupt(
+    damage: Break, words: str, new_training: Any
+) -> None:
+    training = new_training()
+    guard, watched = trained(training)
+    assert judged(guard, training, watched, alarm=True) is None, "the look that is compared with"
+    damage(training)
+    found = judged(guard, training, watched, alarm=True)
+    assert found is not None
+    assert verdict_on(found) is Verdict.ROLL_BACK
+    assert words in found.message
+
+
+def test_a_schedule_that_is_ahead_is_seen_in_the_next_step(new_training: Any) -> None:
+    training = new_training()
+    guard, watched = trained(training)
+    training.meter.applied.add_(1)
+    found = judged(guard, training, watched)
+    assert found is not None
+    assert "6 updates are counted where 5 were applied; its schedule is +1 steps off" in found.message
+
+
+def test_a_refused_step_counts_for_nobody(new_training: Any) -> None:
+    training = new_training()
+    guard, watched = trained(training)
+    training.break_gradients = lambda t: t.parameters[0].grad.view(-1)[0].fill_(torch.nan)
+    for _ in range(3):
+        assert judged(guard, training, watched, alarm=True) is None
+
+
+def test_to_be_asked_twice_about_a_step_is_no_jump(new_training: Any, vitals: Any) -> None:
+    training = new_training()
+    guard, watched = trained(training)
+    view = StepView(vitals(step=5), (), watched, alarm=True)
+    assert guard.inspect(view) is None
+    assert guard.inspect(view) is None
+
+
+@pytest.mark.parametrize(("taken", "words"), [(2, "missed 3 of"), (6, "took in what was refused, or twice")])
+def test_an_average_that_missed_or_made_up_updates_is_corrupt(
+    taken: int, words: str, new_training: Any
+) -> None:
+    training = new_training()
+    counts = [torch.tensor(0), torch.tensor(0)]
+    guard = Counters()
+    watched = replace(training.watched, averaged=lambda: (counts[0], counts[1]))
+    guard.rebase(watched)
+    counts[0] += taken
+    counts[1] += 5
+    found = judged(guard, training, watched, alarm=True)
+    assert found is not None
+    assert words in found.message
+
+
+def test_an_optimizer_that_started_fresh_in_a_later_step_is_right(new_training: Any) -> None:
+    training = new_training()
+    training.meter.restore(1000, 1000)
+    trained(training, steps=110)
+
+
+def test_a_parameter_without_a_gradient_may_fall_behind(vitals: Callable[..., Vitals]) -> None:
+    model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    optimizer, applied = AdamW(model.parameters(), lr=1e-3), torch.tensor(0)
+    watched = Watched(model, {"diffusion": optimizer}, applied={"diffusion": applied})
+    guard = Counters()
+    for step in range(12):
+        optimizer.zero_grad()
+        model[0](torch.ones(2)).sum().backward()
+        if step % 3 == 0:
+            model[1](torch.ones(2)).sum().backward()
+        optimizer.step()
+        seen = vitals(step=step, iteration=step)
+        applied += 1
+        assert guard.inspect(StepView(seen, (), watched, alarm=True)) is None
+
+
+def test_what_it_knows_of_the_next_step_comes_back_with_the_run(new_training: Any) -> None:
+    training = new_training()
+    guard, watched = trained(training)
+    other = Counters()
+    other.load_state_dict(json.loads(json.dumps(guard.state_dict())))
+    training.meter.applied.add_(2)
+    assert judged(other, training, watched) is not None
