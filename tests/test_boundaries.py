@@ -113,7 +113,9 @@ def test_the_two_programs_never_import_each_other() -> None:
             assert name.split(".")[0] not in others, f"{module} imports {name}"
 
 
-@pytest.mark.parametrize("top", ["trainer.__main__", "trainer.drill", "trainer.integrations", "monitor_service.__main__"])
+@pytest.mark.parametrize(
+    "top", ["trainer.__main__", "trainer.drill", "trainer.integrations", "monitor_service.__main__"]
+)
 def test_nothing_stands_on_what_is_drawn_on_top(top: str) -> None:
     for module, path in modules():
         if not inside(module, top) and not module.endswith(".__main__"):
