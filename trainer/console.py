@@ -1,4 +1,4 @@
-"""What people see of a training: bars with the story above them on a terminal, plain lines elsewhere.
+"""What people see of a training: a panel with the story above it on a terminal, plain lines elsewhere.
 
 All of it goes to standard error; standard output is for a command's answer.
 """
@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.live import Live
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from trainer.live_view import LiveView, bars
 from trainer.loop import Loop, Observer, Phase
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,9 @@ def narrated(is_terminal: bool | None = None, *, rank: int = 0) -> Iterator[Obse
         logging.getLogger("trainer.reporting").disabled = True
         yield lambda phase, loop: None
     elif _is_terminal(is_terminal):
-        with _bars() as progress:
-            yield _Bars(progress)
+        console = _on_terminal()
+        with Live(console=console, refresh_per_second=4) as live:
+            yield LiveView(live, bars(console))
     else:
         _log_plainly()
         yield _tell
@@ -42,8 +44,8 @@ def narrated(is_terminal: bool | None = None, *, rank: int = 0) -> Iterator[Obse
 def counted(is_terminal: bool | None = None) -> Iterator[Callable[[int, int], None]]:
     """Like ``narrated``, for work on maps: answers what to tell how many are done, and of how many."""
     if _is_terminal(is_terminal):
-        with _bars() as progress:
-            task = progress.add_task("maps", vitals="")
+        with bars(_on_terminal()) as progress:
+            task = progress.add_task("maps")
             yield lambda done, total: progress.update(task, completed=done, total=total)
     else:
         _log_plainly()
@@ -54,38 +56,15 @@ def _is_terminal(told: bool | None) -> bool:
     return sys.stderr.isatty() if told is None else told
 
 
-def _bars() -> Progress:
-    """Bars on the terminal, with the log above them."""
+def _on_terminal() -> Console:
+    """The terminal, with the log above what is drawn there."""
     console = Console(stderr=True)
     _log_to(RichHandler(console=console, show_path=False, show_level=False, markup=False), "%(message)s")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[vitals]}"),
-    )
-    return Progress(*columns, console=console)
+    return console
 
 
 def _log_plainly() -> None:
     _log_to(logging.StreamHandler(sys.stderr), "%(asctime)s %(message)s")
-
-
-class _Bars:
-    """One bar for each stage."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._tasks: dict[str, TaskID] = {}
-
-    def __call__(self, phase: Phase, loop: Loop) -> None:
-        if phase is not Phase.REPORT:
-            return
-        run = loop.reporter.run
-        if run not in self._tasks:
-            self._tasks[run] = self._progress.add_task(run, total=loop.total_steps, vitals="")
-        self._progress.update(self._tasks[run], completed=loop.number, vitals=_vitals(loop))
 
 
 def _tell(phase: Phase, loop: Loop) -> None:
