@@ -9,7 +9,17 @@ from prometheus_client import CollectorRegistry
 
 from monitor_service import migrate, watchdog
 from monitor_service.access import Door
-from monitor_service.api import alerts, archives, control, ingest, query, series, service, streams
+from monitor_service.api import (
+    alerts,
+    archives,
+    control,
+    ingest,
+    pictures,
+    query,
+    series,
+    service,
+    streams,
+)
 from monitor_service.api.access_log import AccessLog
 from monitor_service.api.dependencies import Clock, Monitor
 from monitor_service.api.guard import Guard
@@ -40,6 +50,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
         alerts.router,
         streams.router,
         archives.router,
+        pictures.router,
     ):
         app.include_router(router, prefix=API)
     app.include_router(service.router)

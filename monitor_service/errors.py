@@ -41,6 +41,10 @@ class NotFound(MonitorError):
         return cls(f"no run {run!r}; register it with PUT /api/v1/runs/{run}")
 
     @classmethod
+    def picture(cls, run: str, picture: str) -> "NotFound":
+        return cls(f"run {run!r} has no picture {picture!r}; /api/v1/runs/{run}/pictures lists them")
+
+    @classmethod
     def command(cls, run: str, command: str) -> "NotFound":
         return cls(f"run {run!r} has no command {command!r}")
 

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from monitor_service import checkpoints, commands, ledger, policy, series, tables
+from monitor_service import checkpoints, commands, ledger, pictures, policy, series, tables
 from monitor_service.errors import Conflict, NotFound, StoreUnavailable
 from monitor_service.facts import Facts
 from monitor_service.health import OVER, Health, RunStatus, assess
@@ -24,6 +24,7 @@ from shared.events import (
     CheckpointChanged,
     CommandUpdate,
     Finding,
+    Picture,
     RunEnded,
 )
 from shared.exchange import Batch, Columns, RunSpec
@@ -213,7 +214,7 @@ def _event_row(event: AnyEvent) -> dict[str, Any]:
         "time": event.time,
         "type": event.type[:100],
         "severity": event.severity if isinstance(event, Finding) else None,
-        "data": event.model_dump_json(),
+        "data": pictures.without_png(event).model_dump_json(),
     }
 
 
@@ -266,6 +267,8 @@ def _take_notes(connection: Connection, run: Row[Any], batch: Batch, facts: Fact
     for event in batch.events:
         if isinstance(event, CheckpointChanged):
             checkpoints.note(connection, run.id, batch.attempt, event)
+        elif isinstance(event, Picture):
+            pictures.note(connection, run.id, batch.attempt, event)
         elif isinstance(event, CommandUpdate) and not commands.report(connection, run.id, event, now):
             log.warning("run %s: %s of command %s changes nothing", run.name, event.state, event.command)
     if CheckpointChanged in kinds:

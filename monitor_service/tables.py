@@ -282,6 +282,21 @@ alerts = Table(
 )
 """Alerts that others sent; not part of a run, so that one about an unknown run is on record, too."""
 
+pictures = Table(
+    "pictures",
+    metadata,
+    _of_run(is_key=True),
+    Column("picture", String(100), primary_key=True),
+    Column("attempt", BigInteger, nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("time", UtcDateTime, nullable=False),
+    Column("kind", Word, nullable=False),
+    Column("incident", String(100)),
+    Column("details", Text, nullable=False),  # JSON of pictures.Details
+    Column("png", LargeBinary, nullable=False),
+    Index(None, "run_id", "kind", "step"),
+)
+
 tokens = Table(
     "tokens",
     metadata,

@@ -1,11 +1,12 @@
 """What a trainer reports: each event names its step and its moment."""
 
+import base64
 import math
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, FailFast, Field, Strict, Tag
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, FailFast, Field, Strict, Tag
 
 from shared.base import Message, Moment, Name, utc_now
 
@@ -163,6 +164,41 @@ class CommandUpdate(Event):
     message: str = ""
 
 
+MAX_PICTURE_BYTES = 64 * 1024
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _is_small_png(text: str) -> str:
+    try:
+        content = base64.b64decode(text.encode("ascii"), validate=True)
+    except ValueError as error:
+        raise ValueError("a picture travels as base64") from error
+    if content and not content.startswith(_PNG):
+        raise ValueError("a picture is a PNG; its first eight bytes say so")
+    if len(content) > MAX_PICTURE_BYTES:
+        raise ValueError(f"a picture has {MAX_PICTURE_BYTES} bytes at most; send a smaller one")
+    return text
+
+
+class Picture(Event):
+    """A small PNG for people: maps drawn beside the truth, or the sample that an incident names.
+
+    Square tiles lie side by side, and ``tiles`` says what each shows. The monitor keeps the picture apart
+    from the event, which it gives back with an empty ``png``.
+    """
+
+    type: Literal["picture"] = "picture"
+    picture: Name
+    kind: Literal["drawn", "sample"]
+    title: str = Field(max_length=200, description="What is shown, for example the sample's id.")
+    tiles: tuple[Annotated[str, Field(max_length=50)], ...] = Field(min_length=1, max_length=8)
+    png: Annotated[str, Field(max_length=-(-MAX_PICTURE_BYTES // 3) * 4), AfterValidator(_is_small_png)] = (
+        Field(description="Base64; 64 KiB at most once decoded.")
+    )
+    incident: Name | None = None
+    reading: dict[str, Reading] = Field(default_factory=dict)
+
+
 class RunEnded(Event):
     """The last event of a session."""
 
@@ -187,6 +223,7 @@ _KNOWN = (
     "incident",
     "checkpoint",
     "command",
+    "picture",
     "run_ended",
 )
 
@@ -205,6 +242,7 @@ AnyEvent = Annotated[
     | Annotated[Incident, Tag("incident")]
     | Annotated[CheckpointChanged, Tag("checkpoint")]
     | Annotated[CommandUpdate, Tag("command")]
+    | Annotated[Picture, Tag("picture")]
     | Annotated[RunEnded, Tag("run_ended")]
     | Annotated[OpaqueEvent, Tag("opaque")],
     Discriminator(_tag),

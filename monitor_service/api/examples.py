@@ -148,6 +148,14 @@ ANSWERS: dict[str, dict[str, Any]] = {
             }
         ]
     },
+    "PicturePage": {
+        "items": [
+            {
+                **{"picture": "drawn-00000040-1-0", "kind": "drawn", "attempt": 1, "step": 40, "time": AT},
+                **{"title": "12_3", "tiles": ["truth", "drawn"], "reading": {"nmse": 0.08}, "incident": None},
+            }
+        ]
+    },
     "CommandPage": {"items": [COMMAND]},
     "CommandView": COMMAND,
     "AlertsReceived": {"alerts": [ALERT], "truncated": 0},

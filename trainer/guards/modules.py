@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from trainer.guards.base import norms, own_part, parameter_names
 
-EVERY = 10
-"""Steps between measurements: a second look at all gradients, a tenth of it in the mean."""
+EVERY = 20
+"""Steps between measurements: a second look at all gradients, a twentieth of it in the mean."""
 
 MOST = 24
 """Modules told apart: rows that a person can read, and series that a monitor can keep."""

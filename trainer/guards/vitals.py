@@ -76,7 +76,7 @@ class Meter:
         waits. loss_scale: what the loss was multiplied by before backward; the gradients are divided by it in
         the update, and it is adapted after it. reduce: what several processes make of their parts of a batch;
         with it numbers from a GPU are handed out after exactly ``history`` steps, so that all of them hear of
-        a step at the same time. modules: whose norms are measured beside the whole one, every ten steps.
+        a step at the same time. modules: whose norms are measured beside the whole one, every twenty steps.
 
     ``applied`` (int64, on the device) counts the updates that were not refused, ``iteration`` all measured
     steps. ``clip_factor``, a scalar on the device, is multiplied into the norm to clip to.

@@ -5,16 +5,17 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from monitor_service import comparing, incidents, views, webhook
+from monitor_service import comparing, incidents, pictures, views, webhook
 from monitor_service.api.examples import ANSWERS, BODIES
 from shared.exchange import Reply
 
-BINARY = ("application/zip", "application/msgpack")
+BINARY = ("application/zip", "application/msgpack", "image/png")
 MODELS: dict[str, Any] = {
     **vars(views),
     **vars(comparing),
     **vars(incidents),
     **vars(webhook),
+    **vars(pictures),
     "Reply": Reply,
 }
 
