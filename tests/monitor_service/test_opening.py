@@ -148,7 +148,7 @@ def test_asking_a_monitor_that_is_not_there_says_how_to_start_one(
 
 def test_migrate_says_where_the_database_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["migrate", "--json", "--database-url", f"sqlite:///{tmp_path}/x.db"]) == ExitCode.DONE
-    assert json.loads(capsys.readouterr().out)["revision"] == "0003"
+    assert json.loads(capsys.readouterr().out)["revision"] == "0005"
 
 
 def test_an_address_that_others_reach_is_refused_while_there_are_no_tokens(
