@@ -24,6 +24,7 @@ from trainer.errors import ConfigError
 from trainer.guards.base import own_part
 from trainer.guards.counters import Counters
 from trainer.guards.drift import Drift
+from trainer.guards.gradients import Gradients
 from trainer.guards.invariants import Invariants
 from trainer.guards.limits import Limits
 from trainer.guards.loss_scale import LossScale
@@ -195,6 +196,7 @@ def _panel(guards: GuardsConfig, spikes: Sequence[Spike], names: Sequence[str], 
             Replicas(guards.replicas, ranks.gather if ranks.are_many else None, is_common=_is_whole),
             Invariants(guards.invariants),
             Counters(guards.invariants),
+            Gradients(guards.gradients),
             Underflow(guards.underflow),
         ]
     )

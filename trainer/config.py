@@ -14,6 +14,7 @@ from trainer.data.radiomaps import RadioMapsConfig
 from trainer.ema import EmaConfig
 from trainer.errors import ConfigError
 from trainer.guards.drift import DriftConfig
+from trainer.guards.gradients import GradientsConfig
 from trainer.guards.invariants import InvariantsConfig
 from trainer.guards.nonfinite import NonfiniteConfig
 from trainer.guards.replicas import ReplicasConfig
@@ -102,6 +103,7 @@ class GuardsConfig(Section):
     drift: DriftConfig = DriftConfig()
     nonfinite: NonfiniteConfig = NonfiniteConfig()
     invariants: InvariantsConfig = InvariantsConfig()
+    gradients: GradientsConfig = GradientsConfig()
     underflow: UnderflowConfig = UnderflowConfig()
     replicas: ReplicasConfig = ReplicasConfig()
 

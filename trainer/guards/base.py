@@ -57,6 +57,7 @@ class Vitals:
     times: tuple[float, ...] = ()
     loss_scale: float = 1.0
     zero_share: float | None = None
+    missing: tuple[int, ...] = ()
     module_norms: dict[str, float] = field(default_factory=dict)
 
     @property

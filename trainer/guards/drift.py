@@ -42,6 +42,10 @@ class Drift:
         if len(self._losses) < self._config.every:
             return None
         loss, norm = median(self._losses), median(self._norms) if self._norms else None
+        if loss == 0:
+            norm = (
+                None  # a loss of exactly 0 explains a gradient of 0: a discriminator that waits for its turn
+            )
         self._losses, self._norms = [], []
         seen = self._curve.update(vitals.step, loss, norm)
         if seen is None:

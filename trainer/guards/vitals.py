@@ -58,6 +58,7 @@ class _Record:
     modules: tuple[str, ...]
     samples: int
     scaled: bool
+    missing: tuple[int, ...]
     numbers: Tensor
     copied: torch.cuda.Event | None
 
@@ -119,6 +120,7 @@ class Meter:
         self.clip_factor = torch.ones((), device=device)
         self._measured: tuple[StepLosses, Tensor, Tensor, Tensor] | None = None
         self._scaled: list[Tensor] = []
+        self._missing: tuple[int, ...] = ()
         self._modules = modules
         self._by_module: Tensor | None = None
         self._outstanding: deque[_Record] = deque()
@@ -145,6 +147,7 @@ class Meter:
             raise ValueError(
                 f"objective {self.objective!r}: no parameter has a gradient; call backward first"
             )
+        self._missing = self._without_gradient() if len(grads) < len(self._parameters) else ()
         whole = self._reduce(losses, self._limits.terms(_times(losses)), grads)
         losses, norm = whole.losses, whole.norm
         self._by_module = self._look_at_modules()
@@ -220,6 +223,9 @@ class Meter:
         each = self._modules.measure()
         return each if self.loss_scale is None else each / self.loss_scale.scale
 
+    def _without_gradient(self) -> tuple[int, ...]:
+        return tuple(place for place, p in enumerate(self._parameters) if p.grad is None)
+
     def _look_at_scale(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """The scale as it is in this step and, every so often, the share of zeros; NaN is not measured."""
         assert self.loss_scale is not None
@@ -246,6 +252,7 @@ class Meter:
                 modules=() if self._modules is None or self._by_module is None else self._modules.names,
                 samples=0 if per_sample is None else len(per_sample),
                 scaled=self.loss_scale is not None,
+                missing=self._missing,
                 numbers=host,
                 copied=copied,
             )
@@ -273,6 +280,7 @@ class Meter:
             times=tuple(numbers),
             loss_scale=scale,
             zero_share=None if math.isnan(zeros) else zeros,
+            missing=record.missing,
             module_norms=modules,
         )
 
