@@ -116,7 +116,7 @@ class AccessConfig(BaseModel):
     """Who reaches the monitor, by which names, how often, and what is written down about it."""
 
     host: str = Field("127.0.0.1", description="Address to listen on; any but loopback needs a token.")
-    port: int = Field(8321, ge=0, le=65_535)
+    port: int = Field(8321, ge=0, le=65_535, description="Port to listen on; 0: any free one.")
     allowed_hosts: str = Field(
         "", description="Names that requests may be for, separated by commas, besides addresses; * is any."
     )

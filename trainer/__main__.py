@@ -1,18 +1,4 @@
-"""The trainer's commands: parse, build, run, close.
-
-run CONFIG          train, or go on where the run's folder says it was
-check CONFIG        will it run? configuration, folder, data; trains nothing
-checkpoints DIR     list a run's checkpoints; --verify reads and proves each one
-deliver DIR         send what an ended run left in its spool
-evaluate CONFIG     draw a split's maps and score them beside two simple guesses
-sample CONFIG       draw the map of a place of your own
-import MODEL CONFIG make an upstream checkpoint one of ours, to go on from or to draw with
-replay FILE         what the guards say about a log: CSV, trainer_state.json, event file
-replay INCIDENT     do an incident's step once more, from its folder
-export CONFIG FILE  and back, so that you can leave again
-drill [NAME|--all]  inject faults into a training, see them seen and healed; exits 1 if one falls short
-demo                the watched run of `make run`
-"""
+"""The trainer's commands: parse, build, run, close. ``--help`` lists them; each understands ``--json``."""
 
 import argparse
 import json
@@ -40,6 +26,20 @@ from trainer.link.outbox import SpoolError
 from trainer.loop import Loop, Phase
 from trainer.pipeline import prepare, require_autoencoder, train
 from trainer.ranks import rank_here
+
+_ABOUT = {
+    "run": "train, or go on where the run's folder says it was",
+    "check": "will it run? configuration, folder, data; trains nothing",
+    "checkpoints": "list a run's checkpoints; --verify reads and proves each one",
+    "deliver": "send what an ended run left in its spool",
+    "evaluate": "draw a split's maps and score them beside two simple guesses",
+    "sample": "draw the map of a place of your own",
+    "import": "make an upstream checkpoint one of ours, to go on from or to draw with",
+    "export": "write one of ours as an upstream checkpoint, so that you can leave again",
+    "replay": "what the guards say about a log; or an incident's step once more, from its folder",
+    "drill": "inject faults into a training, see them seen and healed; exits 1 if one falls short",
+    "demo": "the watched run of `make run`",
+}
 
 FELL_SHORT = 5
 """Exit code: it ran to its end, but not as it should."""
@@ -167,9 +167,7 @@ class _StopOnSignal:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, work in (("run", _run), ("check", _check)):
         _add(commands, name, work).add_argument("config", type=Path, metavar="CONFIG")
@@ -190,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add(commands: Any, name: str, work: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name)
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=_ABOUT[name])
     parser.add_argument("--json", action="store_true", help="answer with one JSON object")
     parser.set_defaults(work=work)
     return parser
