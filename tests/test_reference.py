@@ -1,4 +1,4 @@
-"""The reference pages say what the code says: whoever changes a key, a message or a route writes them anew."""
+"""The reference pages say what the code says: whoever changes a key, message or route writes them anew."""
 
 import importlib.util
 import re
