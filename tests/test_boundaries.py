@@ -28,6 +28,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.precision": (),
     "trainer.files": (),
     "trainer.claim": ("trainer.errors",),
+    "trainer.pictures": ("shared",),
     "trainer.record": ("shared", "trainer.files"),
     "trainer.probe": ("trainer.guards", "trainer.ema"),
     "trainer.ranks": ("trainer.errors",),

@@ -50,6 +50,10 @@ class RunConfig(Section):
         600.0, gt=0, description="How long ranks wait for each other before they call one lost, seconds."
     )
 
+    drawn_maps: int = Field(
+        2, ge=0, le=4, description="Held-out maps drawn at each checkpoint for the monitor's page; 0: none."
+    )
+
     @field_validator("device")
     @classmethod
     def _is_a_device(cls, name: str) -> str:

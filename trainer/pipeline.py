@@ -22,6 +22,7 @@ from trainer.claim import claimed
 from trainer.config import Config
 from trainer.data.radiomaps import RadioMaps
 from trainer.data.variants import VARIANTS
+from trainer.drawing import Drawer
 from trainer.ema import Ema
 from trainer.errors import ConfigError, ResumeRefused, StopRequested, TrainerError
 from trainer.evaluation import evaluate
@@ -76,7 +77,7 @@ def _train(config: Config, observers: Observers, ranks: Ranks) -> StageSummary |
     elif not begun:
         before, first_stage = _run_first_stage(config, maps, observers, ranks)
         autoencoder = _averaged_autoencoder(before.state.ema, first_stage)
-    loop, model = train_diffusion(config, maps, autoencoder, observers, ranks)
+    loop, model = train_diffusion(config, maps, autoencoder, _drawing(config, held_out, observers), ranks)
     kept = loop.recovery.ring.steps()
     parts = loop.state.parts() if is_sharded(model) else None
     if not ranks.is_first:
@@ -94,6 +95,14 @@ def _train(config: Config, observers: Observers, ranks: Ranks) -> StageSummary |
     summary.save(config.run.folder)
     _check_kept(loop, "finished", kept)
     return summary
+
+
+def _drawing(config: Config, held_out: RadioMaps, observers: Observers) -> Observers:
+    """The same observers, and one that draws maps for the monitor, if there is one."""
+    if not config.link.url or not config.run.drawn_maps:
+        return observers
+    drawer = Drawer(held_out, config.diffusion.sampling, config.run.drawn_maps)
+    return lambda stage: [*observers(stage), drawer]
 
 
 def prepare(config: Config) -> None:

@@ -110,6 +110,8 @@ class Recovery:
         self._factors = Factors(eased, clip, reporter.change, config.returns_over, lowered)
         state.loader.quarantine(reporter.record.quarantined)
         self.kept_at, self.save_due_at = state.step, state.step + config.checkpoint_every
+        self.saved_at: int | None = None
+        """Step of the checkpoint that was handed over last, by this process."""
 
     def resume(self) -> str | None:
         """Take over the newest checkpoint that passes every check; its name, or None if there is none at all.
@@ -163,6 +165,7 @@ class Recovery:
             attempt=self._reporter.record.attempt,
             probe_loss=losses.get("live"),
         )
+        self.saved_at = self._state.step
 
     def judged(self, refused: bool, is_healthy: bool) -> None:
         """Hear how a step was; ``refused`` if any of its objectives was.

@@ -21,6 +21,7 @@ from shared.events import Finding, Severity
 from trainer.guards.base import Verdict, Vitals, verdict_on
 from trainer.guards.culprit import Accusation, Culprit
 from trainer.incident import Evidence, Incidents
+from trainer.pictures import picture, tiles_of_sample
 from trainer.recovery import Recovery
 from trainer.reporting import Reporter
 from trainer.sharding import is_sharded, whole
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SUSPECT_DEVICE = 3
+_MOST_SHOWN = 2
 _DAY_S = 86_400.0
 
 
@@ -130,7 +132,7 @@ class Refusals:
         if accused.kind == "weights":
             loop.go_back(f"the weights are at fault: {words}", "guard")
         elif ids:
-            self._set_aside(loop, ids, f"not finite by itself; {words}", name)
+            self._set_aside(loop, taken, ids, f"not finite by itself; {words}", name)
         else:
             module = accused.suspect.module if accused.suspect else None
             self._unexplained(loop, taken, words, module or None)
@@ -140,15 +142,29 @@ class Refusals:
         if times >= 2 and taken.sample_ids:
             worst = [str(one.reading["worst_sample"]) for one in findings if "worst_sample" in one.reading]
             name = self._alarm(taken, findings, evidence=evidence, kind="data")
-            self._set_aside(loop, worst or taken.sample_ids, f"refused {times} times", name)
+            self._set_aside(loop, taken, worst or taken.sample_ids, f"refused {times} times", name)
         elif not self._in_spikes:  # a row of spikes is one occurrence: it may be a new level of loss
             self._in_spikes = True
             self._unexplained(loop, taken, "a spike that its replay repeats", None, findings, evidence)
 
-    def _set_aside(self, loop: Loop, ids: Sequence[str], reason: str, name: str) -> None:
+    def _set_aside(self, loop: Loop, taken: Taken, ids: Sequence[str], reason: str, name: str) -> None:
         self._recovery.quarantine(ids, reason, name)
+        self._show(loop, taken, ids, name)
         action = f"set aside {', '.join(ids[:3])}{' and more' if len(ids) > 3 else ''}"
         self.incidents.note(name, sample_ids=ids, action=action, steps_lost=1)
+
+    def _show(self, loop: Loop, taken: Taken, ids: Sequence[str], incident: str) -> None:
+        """Send a picture of the first bad samples that this rank has."""
+        own: Sequence[str] = taken.batch["ids"]
+        found = [(own.index(one), one) for one in ids if one in own][:_MOST_SHOWN]
+        for number, (place, sample) in enumerate(found):
+            name, title = f"sample-{incident}-{number}"[-100:], f"sample {sample}"
+            tiles = tiles_of_sample(taken.batch, place)
+            event = (
+                picture(name, "sample", loop.state.step, title, tiles, incident=incident) if tiles else None
+            )
+            if event is not None:
+                self._reporter.picture(event)
 
     def _unexplained(
         self,

@@ -17,6 +17,7 @@ from shared.events import (
     Event,
     Finding,
     Incident,
+    Picture,
     Rollback,
     RunEnded,
     Severity,
@@ -163,6 +164,11 @@ class Reporter:
         detail = f": {event.failed_check}" if event.failed_check else ""
         log.info("run %s: %s is %s%s", self.run, event.checkpoint, event.state, detail)
         self._tell(event)
+
+    def picture(self, event: Picture) -> None:
+        """Something to look at. It is no part of the record, and nothing waits for it."""
+        if self.is_heard:
+            self.link.record_event(self.record.attempt, event, urgent=False)
 
     def command(self, event: CommandUpdate) -> None:
         """How far a command has come."""
