@@ -31,8 +31,8 @@ class Ema:
         self.config = config
         self._live = averaged_tensors(model)
         self.tensors = {name: tensor.detach().clone() for name, tensor in self._live.items()}
-        device = next(iter(self.tensors.values())).device
-        self.taken = torch.zeros((), dtype=torch.int64, device=device)
+        averaged = next(iter(self.tensors.values()), torch.empty(0))  # a companion averages nothing
+        self.taken = torch.zeros((), dtype=torch.int64, device=averaged.device)
         """Updates taken in so far, counted where they are: on the device."""
 
     def due_of(self, applied: Tensor) -> Tensor:
