@@ -16,8 +16,9 @@ from shared.exchange import RunSpec
 from trainer.averaging import Averaging, Summing
 from trainer.checkpoint import list_records
 from trainer.config import Config, GuardsConfig, TrainingConfig
-from trainer.data.items import collate
+from trainer.data.items import Item, collate, oddity
 from trainer.data.loading import Loader, Share
+from trainer.data.pairing import Pairing
 from trainer.data.radiomaps import RadioMaps
 from trainer.ema import Ema
 from trainer.errors import ConfigError
@@ -72,6 +73,18 @@ _STRIDE = 1_000_003
 
 _WELL_SCALED = partial(find_nonfinite_batch, limit=1.5)
 """Items lie in [-1, 1]: a dark map in 0..255 must not pass for one."""
+
+
+class _Checks:
+    """Why an item must not be trained on: its values, or a condition that is another map's."""
+
+    def __init__(self, source: RadioMaps) -> None:
+        # not every source is one of maps: a test's, or one of your own
+        self._belongs = Pairing(source) if isinstance(source, RadioMaps) else None
+
+    def __call__(self, item: Item) -> str | None:
+        return _WELL_SCALED(item) or (self._belongs(item) if self._belongs else None)
+
 
 CHECKPOINTS = "checkpoints"
 """Where they lie in a stage's folder."""
@@ -141,7 +154,7 @@ def build_loop(
         for name, spike in zip(names, spikes, strict=True)
     ]
     share = _share(stage.training, ranks)
-    loader = Loader(stage.source, stage.training.loading, _WELL_SCALED, share)
+    loader = Loader(stage.source, stage.training.loading, _Checks(stage.source), share, oddity)
     ema = Ema(stage.model, stage.training.ema)
     state = TrainState(
         stage.model,

@@ -127,7 +127,7 @@ class Loop:
         self._wish: str | None = None
         self._num_left_out = 0
         self._modes = HeldModes(state.model)
-        self._mended: list[Finding] = []
+        self._own: list[Finding] = []
 
     def run(self) -> Literal["finished", "stopped"]:
         """Train to the end, or until somebody asks to stop; the last state is a checkpoint either way.
@@ -232,6 +232,7 @@ class Loop:
         """Take the next batch to the device."""
         begun = time.perf_counter()
         batch = self.state.loader.next_batch()
+        self._remark()
         self.batch = {
             key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
             for key, value in batch.items()
@@ -330,14 +331,24 @@ class Loop:
             self.go_back(problems[0].message, "guard")
         return not problems
 
+    def _remark(self) -> None:
+        """Remember what was odd about the data; it is told at the step boundary."""
+        for name, words, number in self.state.loader.take_remarks():
+            message = f"sample {name} is odd, and trained on: {words}; number {number}" if name else words
+            guard, reading = ("data", {"sample": name}) if name else ("loader", {})
+            told = {**reading, "count": float(number)}
+            self._own.append(
+                Finding(
+                    step=self.number, guard=guard, severity=Severity.WARNING, message=message, reading=told
+                )
+            )
+
     def _mend(self, guard: str, changed: Sequence[str]) -> None:
         """Remember what was found changed and put back; it is told at the step boundary."""
         if not changed:
             return
         message = f"{self.objective.name}: {'; '.join(changed)}; put back before it was used"
-        self._mended.append(
-            Finding(step=self.number, guard=guard, severity=Severity.WARNING, message=message)
-        )
+        self._own.append(Finding(step=self.number, guard=guard, severity=Severity.WARNING, message=message))
 
     def _averaged(self) -> tuple[Tensor, Tensor]:
         return self.state.ema.taken, self.state.ema.due_of(self.objectives[0].meter.applied)
@@ -362,10 +373,10 @@ class Loop:
             stop=self._wish if self._stop_reason is None else None,
             commands=self.reporter.link.commands() if self.state.ranks.is_first else [],
             left_out=self._newly_left_out(),
-            findings=self._mended,
+            findings=self._own,
             save_due_at=self.recovery.save_due_at if self.recovery.save_due_at != due else None,
         )
-        self._mended = []
+        self._own = []
         said = self.state.ranks.pool([own] if own.is_any else [])
         everyone = [one for news in said for one in news]
         self.reporter.left_out([one for news in everyone for one in news.left_out], self.number)

@@ -44,6 +44,9 @@ class Positioned(Protocol):
     def refused(self) -> Sequence[tuple[str, str]]:
         """Items that were left out so far, and why."""
 
+    def take_remarks(self) -> Sequence[tuple[str, str, int]]:
+        """What was odd since the last call: an item's id or "", in words, and the how manieth it is."""
+
     def next_batch(self) -> Mapping[str, Any]:
         """The batch at the position, which then moves on by one."""
 

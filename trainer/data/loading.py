@@ -4,6 +4,7 @@ Batch ``n`` depends on the data, the seed, the batch size and ``n``, and on noth
 batches before it, or on a global random state. So the whole position is ``n``, and going back is setting it.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import count
@@ -14,15 +15,18 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from torch.utils.data import DataLoader, Dataset
+from xxhash import xxh3_64_intdigest
 
 from trainer.data.errors import DataError, PositionMismatch
 from trainer.data.items import Batch, Item, collate
 from trainer.section import Section
 
 Inspect = Callable[[Item], str | None]
-"""Answers why an item must not be trained on, or None."""
+"""Answers why an item must not be trained on, or None; or what is odd about one that may be."""
 
-
+_LEAST_TRIES = 100  # for one place of a batch: a stretch of bad items may be longer than a small data set
+_REMEMBERED = 1_000  # batches
+_RESTARTS = 3
 _SET_ASIDE = "it is in quarantine"
 
 
@@ -61,9 +65,20 @@ class Refusal(NamedTuple):
     reason: str
 
 
+class Remark(NamedTuple):
+    """Something odd that was trained on, or mended: an item's, or (``id`` is empty) the loader's."""
+
+    id: str
+    words: str
+    number: int = 1
+    """Of its kind, counted from 1: the first, second, fourth, eighth ... are told."""
+
+
 class _Loaded(NamedTuple):
     batch: Batch
     refused: list[Refusal]
+    odd: list[Refusal]
+    print: int
 
 
 class Position(Section):
@@ -79,7 +94,12 @@ class Loader:
     """Hands out batches; ``refused`` lists each item that ``inspect`` refused, once, in the order met.
 
     With a ``share`` it is that part of each batch; the parts of all processes make the batch of one.
-    ``inspect`` runs where the item is loaded; with workers, and where processes don't fork, it is pickled.
+    ``inspect`` runs where the item is loaded; with workers, and where processes don't fork, it is pickled. So
+    does ``notice``, which tells what is odd about an item that is trained on all the same.
+
+    With workers a batch that comes a second time within 1,000 is loaded once more here: if it should be
+    another one, the workers are stuck or share a seed. Then they are started anew at the position, and the
+    right batch is handed out; after three times this process loads by itself.
     """
 
     def __init__(
@@ -88,6 +108,7 @@ class Loader:
         config: LoadingConfig,
         inspect: Inspect | None = None,
         share: Share = Share(),  # noqa: B008
+        notice: Inspect | None = None,
     ) -> None:
         if config.batch_size % share.world:
             raise DataError(
@@ -97,8 +118,11 @@ class Loader:
         self.config = config
         self.refused: list[Refusal] = []
         self._source = source
-        self._batches = _Batches(source, config, inspect, share)
+        self._batches = _Batches(source, config, inspect, share, notice)
         self._next = 0
+        self._remarks: list[Remark] = []
+        self._num_odd = self._num_restarts = 0
+        self._prints: deque[int] = deque(maxlen=_REMEMBERED)
         self._stream: Iterator[_Loaded] | None = None
 
     def next_batch(self) -> Batch:
@@ -107,11 +131,20 @@ class Loader:
         Raises:
             DataError: ``inspect`` refuses every item.
         """
-        loaded = self._load()
+        loaded = self._checked(self._load())
         self._next += 1
         known = {refusal.id for refusal in self.refused}
         self.refused += [refusal for refusal in loaded.refused if refusal.id not in known]
+        for one in loaded.odd:
+            self._num_odd += 1
+            if self._num_odd & (self._num_odd - 1) == 0:  # a data set full of them must not flood the log
+                self._remarks.append(Remark(one.id, one.reason, self._num_odd))
         return loaded.batch
+
+    def take_remarks(self) -> list[Remark]:
+        """What is to be told since the last call."""
+        taken, self._remarks = self._remarks, []
+        return taken
 
     def quarantine(self, ids: Iterable[str]) -> None:
         """Leave these items out from now on; batches are filled from the items that follow, as for a refusal.
@@ -167,10 +200,31 @@ class Loader:
     def _move_to(self, next_batch: int) -> None:
         if next_batch != self._next:
             self.close()
+            self._prints.clear()  # going back, batches come again by right
         self._next = next_batch
 
+    def _checked(self, loaded: _Loaded) -> _Loaded:
+        """The batch at the position, whatever the workers gave for it."""
+        if self._stream is None or loaded.print not in self._prints:
+            self._prints.append(loaded.print)
+            return loaded
+        own = self._batches[self._next]
+        self._prints.append(own.print)
+        if own.print == loaded.print:
+            return loaded
+        self.close()
+        self._num_restarts += 1
+        done = (
+            "the workers were started anew at its position"
+            if self._num_restarts < _RESTARTS
+            else "this process loads by itself from here on"
+        )
+        words = f"batch {self._next} came as a repetition of an earlier one; {done}, and nothing came twice"
+        self._remarks.append(Remark("", words, self._num_restarts))
+        return own
+
     def _load(self) -> _Loaded:
-        if self.config.num_workers == 0:
+        if self.config.num_workers == 0 or self._num_restarts >= _RESTARTS:
             return self._batches[self._next]
         if self._stream is None:
             self._stream = self._start_workers()
@@ -194,8 +248,16 @@ class _Batches(Dataset[_Loaded]):
     So each place of a batch is filled without a look at the others, which other processes may have.
     """
 
-    def __init__(self, source: Source, config: LoadingConfig, inspect: Inspect | None, share: Share) -> None:
-        self._source, self._config, self._inspect = source, config, inspect
+    def __init__(
+        self,
+        source: Source,
+        config: LoadingConfig,
+        inspect: Inspect | None,
+        share: Share,
+        notice: Inspect | None,
+    ) -> None:
+        self._source, self._config = source, config
+        self._inspect, self._notice = inspect, notice
         size = config.batch_size // share.world
         self._places = range(share.number * size, (share.number + 1) * size)
         self._quarantined: set[str] = set()
@@ -209,11 +271,13 @@ class _Batches(Dataset[_Loaded]):
     def __getitem__(self, number: int) -> _Loaded:
         refused: list[Refusal] = []
         items = [self._fill(number * self._config.batch_size + place, refused) for place in self._places]
-        return _Loaded(collate(items), refused)
+        notice = self._notice
+        odd = [Refusal(item["id"], words) for item in items if notice and (words := notice(item))]
+        return _Loaded(collate(items), refused, odd, _print_of(items) if self._config.num_workers else 0)
 
     def _fill(self, first: int, refused: list[Refusal]) -> Item:
         """The first item that is left in of those that may come at this place."""
-        tries = len(self._source)
+        tries = max(len(self._source), _LEAST_TRIES)
         for place in range(first, first + tries * self._config.batch_size, self._config.batch_size):
             item = self._at(place)
             is_set_aside = item["id"] in self._quarantined
@@ -232,6 +296,15 @@ class _Batches(Dataset[_Loaded]):
         epoch, offset = divmod(place, len(self._source))
         index = int(_order(self._config.seed, epoch, len(self._source))[offset])
         return self._source.example(index, np.random.default_rng([self._config.seed, epoch, index + 1]))
+
+
+def _print_of(items: Iterable[Item]) -> int:
+    """Equal for equal values of equal items in equal order; 64 bits, made where the batch is."""
+    print_ = 0
+    for item in items:
+        for tensor in (item["image"], item["cond"]):
+            print_ = xxh3_64_intdigest(tensor.contiguous().numpy().data, print_)
+    return print_
 
 
 @lru_cache(maxsize=4)

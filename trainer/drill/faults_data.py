@@ -87,28 +87,28 @@ def constant_image(item: Item) -> None:
 
 @dataclass
 class ShuffledConditions:
-    """F06: for some batches each map comes with the condition of another."""
+    """F06: in a stretch of the data each map comes with the condition of another."""
 
     at_step: int
-    times: int
+    items: int
     struck_at: int | None = field(default=None, init=False)
+    _left: int = field(default=0, init=False)
 
     def inject(self, ground: Ground) -> None:
-        """Train on maps with the conditions of their neighbours."""
+        """Train on maps of which so many in a row have the conditions of others."""
         maps = DamagedMaps(ground.maps, self._swap)
+        self._left = self.items
 
-        def switch(loop: Loop) -> None:
-            self.struck_at = loop.number if self.struck_at is None else self.struck_at
+        def begin(loop: Loop) -> None:
+            self.struck_at = loop.number
             maps.is_on = True
 
-        def switch_off(phase: Phase, loop: Loop) -> None:
-            if phase is Phase.FORWARD:
-                maps.is_on = False
-
-        ground.train([Fault(self.at_step, Phase.FETCH, switch, self.times), switch_off], maps)
+        ground.train([Fault(self.at_step, Phase.FETCH, begin)], maps)
 
     def _swap(self, maps: DamagedMaps, item: Item, index: int) -> None:
-        item["cond"] = maps[(index + len(maps) // 2) % len(maps)]["cond"]
+        if self._left:
+            self._left -= 1
+            item["cond"] = maps[(index + len(maps) // 2) % len(maps)]["cond"]
 
 
 @dataclass

@@ -114,10 +114,12 @@ def kept_tensors(watched: Watched) -> Iterator[tuple[str, Tensor]]:
 def find_nonfinite_batch(item: object, limit: float = 100.0) -> str | None:
     """What is wrong with a batch or sample, in words; ``None`` if nothing is. For the data worker.
 
-    Looks into mappings and sequences of tensors, arrays and numbers. Wrong is NaN, infinity, and a magnitude
-    above ``limit``, which well scaled inputs never reach (0..255 where -1..1 is meant, for instance).
+    Looks into mappings and sequences of tensors, arrays and numbers. Wrong is NaN, infinity, nothing at all,
+    and a magnitude above ``limit``, which well scaled inputs never reach (0..255 where -1..1 is meant).
     """
     for path, values in _arrays(item, ""):
+        if not values.size:
+            return f"{path}: it is empty, of shape {values.shape}"
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             where = tuple(bad[0].tolist())

@@ -24,6 +24,9 @@ class ForeignData:
 
     refused: Sequence[tuple[str, str]] = ()
 
+    def take_remarks(self) -> Sequence[tuple[str, str, int]]:
+        return ()
+
     def next_batch(self) -> Mapping[str, Any]:
         raise NotImplementedError("the framework takes its batches itself")
 

@@ -176,7 +176,7 @@ def test_a_refused_item_leaves_the_other_batches_as_they_were() -> None:
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_when_every_item_is_refused_the_loader_says_why(num_workers: int) -> None:
     loader = Loader(Numbers(), LoadingConfig(num_workers=num_workers), lambda _: "too dark")
-    with pytest.raises(DataError, match=r"10 items were refused.*too dark"):
+    with pytest.raises(DataError, match=r"100 items were refused.*too dark"):
         loader.next_batch()
     loader.close()
 
