@@ -33,7 +33,7 @@ def collate(items: list[Item]) -> Batch:
 
 def oddity(item: Item) -> str | None:
     """What is odd about an item that may be trained on all the same: a map without a signal, in words."""
-    values = item["image"]
-    if bool((values != values.flatten()[0]).any()):
+    values = item["image"].numpy()
+    if (values != values.flat[0]).any():
         return None
-    return f"its map is {float(values.flatten()[0]):g} throughout"
+    return f"its map is {values.flat[0]:g} throughout"
