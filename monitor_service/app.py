@@ -65,7 +65,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
 
 def _build(settings: Settings, clock: Clock) -> Monitor:
     meters = Meters(CollectorRegistry())
-    engine = open_engine(settings.database_url)
+    engine = open_engine(settings.database_url, settings.durable)
     store = Store(engine, queue_size=settings.write_queue, observe=meters.note_commit)
     meters.registry.register(RunCollector(store, settings, clock))
     door = Door(store, clock, is_loopback=settings.is_loopback)

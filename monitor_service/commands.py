@@ -5,14 +5,24 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Connection, Row, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, insert, or_, select, update
 
 from monitor_service import tables
 from monitor_service.errors import Conflict
+from monitor_service.prepared import Prepared
 from shared.commands import OPEN_COMMAND_STATES, Command, CommandKind, CommandRequest, CommandState
 from shared.events import CommandUpdate
 
 UNANSWERED = frozenset({CommandState.PENDING, CommandState.DELIVERED})
+_WAITING = Prepared(
+    select(tables.commands)
+    .where(
+        tables.commands.c.run_id == bindparam("run"),
+        or_(*[tables.commands.c.state == state for state in sorted(UNANSWERED)]),
+        tables.commands.c.expires_at > bindparam("now"),
+    )
+    .order_by(tables.commands.c.issued_at, tables.commands.c.id)
+)
 PATIENCE = timedelta(minutes=10)
 """How long past its time an accepted order may take; a result that comes later still counts."""
 """The trainer has not said anything about it yet, so every reply carries it."""
@@ -95,15 +105,7 @@ def accepted_rollback(connection: Connection, run_id: int) -> str | None:
 
 def deliver(connection: Connection, run_id: int, now: datetime) -> tuple[list[Command], bool]:
     """Commands that the reply must carry, oldest first, and whether one goes out for the first time."""
-    rows = connection.execute(
-        select(tables.commands)
-        .where(
-            tables.commands.c.run_id == run_id,
-            tables.commands.c.state.in_(UNANSWERED),
-            tables.commands.c.expires_at > now,
-        )
-        .order_by(tables.commands.c.issued_at, tables.commands.c.id)
-    ).all()
+    rows = _WAITING.all(connection, run=run_id, now=now)
     fresh = [row.id for row in rows if row.state == CommandState.PENDING]
     _move(connection, fresh, {CommandState.PENDING}, CommandState.DELIVERED, now, "")
     return [as_command(row) for row in rows], bool(fresh)

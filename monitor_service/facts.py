@@ -177,6 +177,8 @@ class Facts(BaseModel):
             self.step_seconds = duration if before is None else 0.8 * before + 0.2 * duration
 
     def _count_nonfinite(self, name: str, values: Sequence[float | None]) -> None:
+        if None not in values and math.isfinite(sum(values)):  # type: ignore[arg-type]
+            return  # the sum of anything with a NaN or an infinity is not finite
         count = sum(1 for value in values if value is not None and not math.isfinite(value))
         if count:
             _add(self.nonfinite, name if name in (LOSS, GRAD_NORM) else OTHER, count)

@@ -9,9 +9,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Integer,
+    LargeBinary,
+    bindparam,
+    cast,
+    delete,
+    func,
+    insert,
+    select,
+)
 
 from monitor_service import tables
+from monitor_service.prepared import Prepared
 
 DIGEST_BYTES = 16
 PAGE = 1024
@@ -19,6 +31,35 @@ PAGE = 1024
 
 MAX_GAPS = 100
 """Gaps that are named for each session; the number of missing batches is always whole."""
+
+
+_RUN, _SESSION = bindparam("run", type_=BigInteger), bindparam("session")
+_SEQ = bindparam("seq", type_=BigInteger)
+_OFFSET = cast((_SEQ - tables.ledger.c.first_seq) * DIGEST_BYTES + 1, Integer)
+_DIGESTS = Prepared(
+    select(
+        select(tables.batches.c.digest)
+        .where(
+            tables.batches.c.run_id == _RUN,
+            tables.batches.c.session == _SESSION,
+            tables.batches.c.seq == _SEQ,
+        )
+        .scalar_subquery()
+        .label("waiting"),
+        # beyond the end of a page there are no bytes
+        select(func.substr(tables.ledger.c.digests, _OFFSET, DIGEST_BYTES, type_=LargeBinary))
+        .where(
+            tables.ledger.c.run_id == _RUN,
+            tables.ledger.c.session == _SESSION,
+            tables.ledger.c.first_seq <= _SEQ,
+        )
+        .order_by(tables.ledger.c.first_seq.desc())
+        .limit(1)
+        .scalar_subquery()
+        .label("compacted"),
+    )
+)
+"""Of one batch, wherever it is."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +91,8 @@ class Received:
 
 def digest_of(connection: Connection, run_id: int, session: str, seq: int) -> bytes | None:
     """The digest of a batch that was received, compacted or not; ``None`` if it is new."""
-    batches, known = tables.batches.c, tables.ledger.c
-    found = connection.scalar(
-        select(batches.digest).where(batches.run_id == run_id, batches.session == session, batches.seq == seq)
-    )
-    if found is not None:
-        return bytes(found)
-    page = connection.execute(
-        select(known.first_seq, known.last_seq, known.digests)
-        .where(known.run_id == run_id, known.session == session, known.first_seq <= seq)
-        .order_by(known.first_seq.desc())
-        .limit(1)
-    ).first()
-    if page is None or page.last_seq < seq:
-        return None
-    offset = (seq - page.first_seq) * DIGEST_BYTES
-    return bytes(page.digests[offset : offset + DIGEST_BYTES])
+    found = _DIGESTS.first(connection, run=run_id, session=session, seq=seq)
+    return bytes(found.waiting or found.compacted or b"") or None
 
 
 def write_down(connection: Connection, run_id: int, session: str, entries: Mapping[int, Entry]) -> None:

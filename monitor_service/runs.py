@@ -9,13 +9,14 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from monitor_service import checkpoints, commands, ledger, pictures, policy, series, tables
 from monitor_service.errors import Conflict, NotFound, StoreUnavailable
 from monitor_service.facts import Facts
 from monitor_service.health import OVER, Health, RunStatus, assess
+from monitor_service.prepared import Prepared
 from monitor_service.settings import Settings
 from shared.commands import Command, CommandKind, CommandRequest
 from shared.events import (
@@ -33,6 +34,23 @@ log = logging.getLogger(__name__)
 
 JSON = TypeAdapter(Any, config={"ser_json_inf_nan": "strings"})
 """Any JSON value, with NaN and infinity as texts."""
+
+_RUN = Prepared(select(tables.runs).where(tables.runs.c.name == bindparam("run")).with_for_update())
+_ATTEMPT = Prepared(
+    select(tables.attempts.c.start_step, tables.attempts.c.is_announced).where(
+        tables.attempts.c.run_id == bindparam("run"), tables.attempts.c.attempt == bindparam("number")
+    )
+)
+_BATCH = Prepared(
+    insert(tables.batches).values(
+        {column.name: bindparam(column.name) for column in tables.batches.c if column.name != "id"}
+    )
+)
+_KEEP = Prepared(
+    update(tables.runs)
+    .where(tables.runs.c.id == bindparam("run"), tables.runs.c.status == bindparam("seen"))
+    .values(facts=bindparam("told"), reasons=bindparam("why"))
+)
 
 
 @dataclass(frozen=True)
@@ -166,7 +184,7 @@ def look(connection: Connection, name: str, now: datetime, settings: Settings) -
 
 def hold(connection: Connection, name: str) -> Row[Any]:
     """The run's row, which no other writer touches until this transaction ends. Raises NotFound."""
-    row = connection.execute(select(tables.runs).where(tables.runs.c.name == name).with_for_update()).first()
+    row: Row[Any] | None = _RUN.first(connection, run=name)
     if row is None:
         raise NotFound.run(name)
     return row
@@ -198,7 +216,7 @@ def _store(connection: Connection, run: Row[Any], incoming: Incoming, now: datet
         "codec": series.CODEC_ZSTD if steps else None,
         "payload": incoming.payload,
     }
-    connection.execute(insert(tables.batches).values(row))
+    _BATCH.change(connection, **row)
     told = [
         {**key, "idx": idx, "received_at": now, **_event_row(event)} for idx, event in enumerate(batch.events)
     ]
@@ -228,14 +246,14 @@ def _note_attempts(connection: Connection, run_id: int, batch: Batch, now: datet
 
 def _note_attempt(connection: Connection, run_id: int, attempt: int, step: int, now: datetime) -> None:
     """Steps of an attempt came: until it is announced it begins at the least of them."""
-    known = tables.attempts.c
-    is_it = (known.run_id == run_id) & (known.attempt == attempt)
-    row = connection.execute(select(tables.attempts).where(is_it)).first()
+    row = _ATTEMPT.first(connection, run=run_id, number=attempt)
     if row is None:
         key = {"run_id": run_id, "attempt": attempt}
         first = {"start_step": step, "is_announced": False, "started_at": now}
         connection.execute(insert(tables.attempts).values({**key, **first}))
     elif not row.is_announced and step < row.start_step:
+        known = tables.attempts.c
+        is_it = (known.run_id == run_id) & (known.attempt == attempt)
         connection.execute(update(tables.attempts).where(is_it).values(start_step=step))
 
 
@@ -302,18 +320,15 @@ def _settle(connection: Connection, run: Row[Any], facts: Facts, now: datetime, 
 def _write_down(connection: Connection, run: Row[Any], facts: Facts, health: Health, now: datetime) -> None:
     """Compare and set: the status moves only from the one that was seen, so one failure is one transition."""
     reasons = json.dumps(health.reasons)
-    known: dict[str, Any] = {"facts": facts.model_dump_json(), "reasons": reasons}
-    has_moved = health.status != run.status
-    if has_moved:
-        known |= {"status": health.status, "status_since": now}
-    done = connection.execute(
-        update(tables.runs)
-        .where(tables.runs.c.id == run.id, tables.runs.c.status == run.status)
-        .values(known)
-    )
-    if done.rowcount == 0:
+    told = facts.model_dump_json()
+    if not _KEEP.change(connection, run=run.id, seen=run.status, told=told, why=reasons):
         raise StoreUnavailable(f"another worker moved run {run.name!r} on")
-    if has_moved:
+    if health.status != run.status:
+        connection.execute(
+            update(tables.runs)
+            .where(tables.runs.c.id == run.id)
+            .values(status=health.status, status_since=now)
+        )
         move = {"from_status": run.status, "to_status": health.status, "reasons": reasons}
         where = {"run_id": run.id, "at": now, "step": facts.reached}
         connection.execute(insert(tables.transitions).values({**where, **move}))

@@ -9,8 +9,10 @@ import hashlib
 import json
 import struct
 import sys
+import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -29,6 +31,8 @@ CODEC_ZSTD = 1
 LEVEL = 3
 
 _LENGTH = struct.Struct("<I")
+_WHOLE = zstd.ZstdCompressor.FLUSH_FRAME
+_of_thread = threading.local()
 
 
 @dataclass(frozen=True)
@@ -42,18 +46,33 @@ class Packed:
 
 def pack(columns: Columns) -> Packed:
     """Turn columns into a blob. Steps must fit into 63 bits."""
+    rows = len(columns.step)
+    doubles = _doubles(rows)
     header: list[tuple[str, bool]] = []
-    arrays = [np.array(columns.step, "<i8").tobytes(), np.array(columns.time, "<f8").tobytes()]
+    arrays = [struct.pack(f"<{rows}q", *columns.step), doubles.pack(*columns.time)]
     for name, values in sorted(columns.series.items()):
         has_gaps = None in values
         header.append((name, has_gaps))
         filled = [0.0 if value is None else value for value in values] if has_gaps else values
-        arrays.append(np.array(filled, "<f8").tobytes())
+        arrays.append(doubles.pack(*filled))
         if has_gaps:
             arrays.append(np.packbits([value is not None for value in values]).tobytes())
-    head = json.dumps({"rows": len(columns.step), "series": header}).encode()
+    head = json.dumps({"rows": rows, "series": header}).encode()
     raw = b"".join([_LENGTH.pack(len(head)), head, *arrays])
-    return Packed(zstd.compress(raw, LEVEL), hashlib.blake2b(raw, digest_size=16).digest())
+    return Packed(_compressor().compress(raw, _WHOLE), hashlib.blake2b(raw, digest_size=16).digest())
+
+
+@lru_cache(maxsize=64)
+def _doubles(count: int) -> struct.Struct:
+    return struct.Struct(f"<{count}d")
+
+
+def _compressor() -> zstd.ZstdCompressor:
+    """One for each thread: making it costs more than compressing a small blob."""
+    if not hasattr(_of_thread, "compressor"):
+        _of_thread.compressor = zstd.ZstdCompressor(LEVEL)
+    compressor: zstd.ZstdCompressor = _of_thread.compressor
+    return compressor
 
 
 def unpack(payload: bytes, session: str, seq: int, names: Collection[str] | None = None) -> Rows:

@@ -75,6 +75,13 @@ class ClientSettings(FromEnvironment):
     ca_file: Path | None = Field(None, description="Certificates to trust besides the system's, PEM.")
 
 
+class Durability(StrEnum):
+    """What an answer of 2xx outlives: the end of the process, or that of the machine as well."""
+
+    NORMAL = "normal"
+    FULL = "full"
+
+
 class PolicyMode(StrEnum):
     """What the monitor does about a run that has diverged."""
 
@@ -153,6 +160,10 @@ class AccessConfig(BaseModel):
 class StorageConfig(BaseModel):
     """How long what was received is kept, and when it is packed."""
 
+    durable: Durability = Field(
+        Durability.NORMAL,
+        description="SQLite only. normal: a power cut may take the last commits. full: each is on the disk.",
+    )
     compact_interval_s: float = Field(
         5.0, gt=0, description="Pause between looks for batches to compact, seconds."
     )

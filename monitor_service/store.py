@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -14,6 +15,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from monitor_service.errors import StoreUnavailable
+from monitor_service.settings import Durability
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,6 @@ DEADLOCK = "40P01"
 
 PRAGMAS = (
     "journal_mode = WAL",
-    "synchronous = NORMAL",  # a killed process loses nothing; a power cut may lose the last commits
     "foreign_keys = ON",
     "journal_size_limit = 67108864",
 )
@@ -38,14 +39,14 @@ Observer = Callable[[int, float], None]
 """Told about each group commit: how many requests, how many seconds."""
 
 
-def open_engine(url: str) -> Engine:
-    """An engine for ``url``; nothing is opened yet."""
+def open_engine(url: str, durable: Durability = Durability.NORMAL) -> Engine:
+    """An engine for ``url``; nothing is opened yet. ``durable`` is for SQLite; PostgreSQL always syncs."""
     if make_url(url).get_backend_name() != "sqlite":
         return create_engine(
             url, pool_pre_ping=True, pool_size=8, max_overflow=40, connect_args={"connect_timeout": 5}
         )
     engine = create_engine(url, pool_size=8, max_overflow=40)
-    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "connect", partial(_prepare_sqlite, synchronous=durable))
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
@@ -59,13 +60,13 @@ def writing(engine: Engine) -> Connection:
     return engine.connect().execution_options(writes=True)
 
 
-def _prepare_sqlite(raw: Any, record: object) -> None:
+def _prepare_sqlite(raw: Any, record: object, *, synchronous: str) -> None:
     raw.isolation_level = None  # the driver's own BEGIN comes too late; _begin_sqlite sends ours
     cursor = raw.cursor()
     cursor.execute("PRAGMA busy_timeout = 5000")  # first: the next lines may have to wait for another process
     if cursor.execute("PRAGMA page_count").fetchone() == (0,):  # later it changes nothing, but writes
         cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")  # upkeep gives free pages back
-    for pragma in PRAGMAS:
+    for pragma in (*PRAGMAS, f"synchronous = {synchronous}"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
@@ -73,6 +74,10 @@ def _prepare_sqlite(raw: Any, record: object) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+class _JobFailed(Exception):
+    """A piece of work failed; the job has the reason."""
 
 
 class _Job(Generic[T]):
@@ -89,18 +94,25 @@ class _Job(Generic[T]):
         return self.future.set_running_or_notify_cancel()
 
     def run(self, connection: Connection) -> None:
-        """Do the work under a savepoint: what it cannot do is undone alone, without its neighbours.
+        """Do the work.
 
         Raises:
             OperationalError: the database itself is in trouble, which is everybody's.
+            _JobFailed: the work raised something else, which belongs to the one who waits.
         """
         try:
-            with connection.begin_nested():
-                self._result = self._work(connection)
+            self._result = self._work(connection)
         except OperationalError:
             raise
-        except Exception as error:  # belongs to the one who waits, and is raised there
+        except Exception as error:
             self._error = error
+            raise _JobFailed from error
+
+    def run_apart(self, connection: Connection) -> None:
+        """Do the work under a savepoint: what it cannot do is undone alone. Raises OperationalError."""
+        self._error = None
+        with contextlib.suppress(_JobFailed), connection.begin_nested():
+            self.run(connection)
 
     def answer(self) -> None:
         if self._error is None:
@@ -118,7 +130,8 @@ class Store:
     def __init__(self, engine: Engine, *, queue_size: int, observe: Observer) -> None:
         self.engine = engine
         self._observe = observe
-        self._waiting: queue.Queue[_Job[Any] | None] = queue.Queue(queue_size)
+        self._waiting: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
+        self._most_waiting = queue_size
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._lock = threading.Lock()
         self._is_open = False
@@ -160,10 +173,9 @@ class Store:
         with self._lock:
             if not self.is_alive:
                 raise StoreUnavailable("the writer has ended")
-            try:
-                self._waiting.put_nowait(job)
-            except queue.Full:
-                raise StoreUnavailable(f"{self._waiting.maxsize} requests wait for the database") from None
+            if self._waiting.qsize() >= self._most_waiting:
+                raise StoreUnavailable(f"{self._most_waiting} requests wait for the database")
+            self._waiting.put(job)
         return job.future
 
     def write(self, work: Work[T]) -> T:
@@ -197,9 +209,7 @@ class Store:
     def _commit(self, group: list[_Job[Any]]) -> None:
         started = time.perf_counter()
         try:
-            with writing(self.engine) as connection, connection.begin():
-                for job in group:
-                    job.run(connection)
+            self._carry_out(group)
         except OperationalError as error:
             if len(group) > 1 and getattr(error.orig, "sqlstate", None) == DEADLOCK:
                 for job in group:  # two processes held each other's runs; alone, each job holds one
@@ -212,6 +222,23 @@ class Store:
             self._observe(len(group), time.perf_counter() - started)
             for job in group:
                 job.answer()
+
+    def _carry_out(self, group: list[_Job[Any]]) -> None:
+        """All in one transaction.
+
+        A savepoint for each job costs as much as the job. So they do without, and when one of several fails,
+        all are undone and begin again with savepoints, which tell it from its neighbours.
+        """
+        try:
+            with writing(self.engine) as connection, connection.begin():
+                for job in group:
+                    job.run(connection)
+        except _JobFailed:
+            if len(group) == 1:
+                return
+            with writing(self.engine) as connection, connection.begin():
+                for job in group:
+                    job.run_apart(connection)
 
     def _refuse(self, group: list[_Job[Any]], error: SQLAlchemyError) -> None:
         log.error("commit of %d requests failed: %s", len(group), error)

@@ -34,7 +34,7 @@ class Monitor:
     newsroom: Newsroom
 
 
-def get_monitor(request: Request) -> Monitor:
+async def get_monitor(request: Request) -> Monitor:
     monitor: Monitor = request.app.state.monitor
     return monitor
 
@@ -51,14 +51,14 @@ ConnectionDep = Annotated[Connection, Depends(get_connection)]
 """For reading; a route that writes uses ``monitor.store.write``."""
 
 
-def get_settings(monitor: MonitorDep) -> Settings:
+async def get_settings(monitor: MonitorDep) -> Settings:
     return monitor.settings
 
 
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 
 
-def get_clock(monitor: MonitorDep) -> Clock:
+async def get_clock(monitor: MonitorDep) -> Clock:
     return monitor.clock
 
 

@@ -1,0 +1,104 @@
+"""Statements of the busiest path: turned into SQL once for each kind of database, and then only carried out.
+
+SQLAlchemy builds, keys and looks up a statement anew at each use, which costs more than the database's own
+work on a small one. Here the SQL text, the order of its values and what turns values into columns and back
+are kept. Everything else stays as it was: the same Core expressions, types, transactions and errors.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Dialect
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql import ClauseElement
+
+Processor = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A statement in the words of one kind of database."""
+
+    sql: str
+    names: Sequence[str]
+    """Of the values, in their order."""
+    writers: Mapping[str, Processor]
+    """What turns a value into what the driver takes, for those that need it."""
+    fixed: Mapping[str, Any]
+    """Values that the statement itself holds."""
+    readers: Sequence[Processor | None]
+    row: Callable[..., Any]
+    is_named: bool
+    """The driver takes values by name, not by place."""
+
+    def values(self, given: Mapping[str, Any]) -> Any:
+        told = {**self.fixed, **given}
+        for name, write in self.writers.items():
+            told[name] = write(told[name])
+        return told if self.is_named else tuple([told[name] for name in self.names])
+
+    def read(self, row: Sequence[Any]) -> Any:
+        return self.row(
+            *[one if read is None else read(one) for read, one in zip(self.readers, row, strict=True)]
+        )
+
+
+class Prepared:
+    """One Core statement whose values are ``bindparam``s; for any thread."""
+
+    def __init__(self, statement: ClauseElement) -> None:
+        self._statement = statement
+        self._forms: dict[str, _Form] = {}
+
+    def all(self, connection: Connection, **values: Any) -> list[Any]:
+        """The rows that a query finds, as named tuples."""
+        form = self._form(connection.dialect)
+        return [form.read(row) for row in _carry_out(connection, form, values).fetchall()]
+
+    def first(self, connection: Connection, **values: Any) -> Any:
+        """The first row, or ``None``."""
+        form = self._form(connection.dialect)
+        row = _carry_out(connection, form, values).fetchone()
+        return None if row is None else form.read(row)
+
+    def change(self, connection: Connection, **values: Any) -> int:
+        """Carry out an insert or update; how many rows it touched."""
+        count: int = _carry_out(connection, self._form(connection.dialect), values).rowcount
+        return count
+
+    def _form(self, dialect: Dialect) -> _Form:
+        form = self._forms.get(dialect.name)
+        if form is None:
+            form = self._forms[dialect.name] = _form_of(self._statement, dialect)
+        return form
+
+
+def _form_of(statement: Any, dialect: Dialect) -> _Form:
+    compiled: Any = statement.compile(dialect=dialect)
+    assert not compiled.post_compile_params, "a list of values has no fixed text"
+    fixed = compiled.construct_params(_check=False)
+    columns = list(statement.selected_columns) if hasattr(statement, "selected_columns") else []
+    readers = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
+    fields = [(column.key, Any) for column in columns]
+    return _Form(
+        sql=str(compiled),
+        names=compiled.positiontup or [],
+        writers=dict(compiled._bind_processors),
+        fixed=fixed,
+        readers=readers,
+        row=NamedTuple("Found", fields),  # type: ignore[misc]  # its fields are the statement's
+        is_named=not compiled.positional,
+    )
+
+
+def _carry_out(connection: Connection, form: _Form, given: Mapping[str, Any]) -> Any:
+    """What came back: rows as plain tuples, and their number."""
+    values = form.values(given)
+    if connection.dialect.name != "sqlite":
+        return connection.exec_driver_sql(form.sql, values)
+    raw: Any = connection.connection.driver_connection
+    try:
+        return raw.execute(form.sql, values)
+    except raw.Error as error:
+        raise DBAPIError.instance(form.sql, None, error, raw.Error, dialect=connection.dialect) from error
