@@ -1,4 +1,4 @@
-"""A bare HTTP/1.1 connection and a server in a process of its own: cheap, so that the server is what is measured."""
+"""A bare HTTP/1.1 connection, and a server in a process of its own: cheap, so that the server is measured."""
 
 import os
 import signal

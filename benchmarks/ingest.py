@@ -11,6 +11,7 @@ import argparse
 import itertools
 import random
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -110,8 +111,8 @@ def main() -> None:
             servers[target] = target.start(Path(folder))
             stack.callback(servers[target].stop)
             measure(target, servers[target], size=100, runs=2, seconds=1, ahead=50)  # warm up
-        print("| target | points in a batch | runs | points/s | p50 ms | p99 ms | server CPU us/point |")
-        print("|---|---|---|---|---|---|---|")
+        say("| target | points in a batch | runs | points/s | p50 ms | p99 ms | server CPU us/point |")
+        say("|---|---|---|---|---|---|---|")
         for size, runs in itertools.product(arguments.sizes, arguments.runs):
             found: dict[Any, list[Cell]] = {target: [] for target in targets}
             for _ in range(arguments.rounds):
@@ -129,12 +130,17 @@ def main() -> None:
                 _print(target.name, size, runs, cells)
 
 
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def _print(name: str, size: int, runs: int, cells: Sequence[Cell]) -> None:
     def middle(field: str) -> float:
         return statistics.median(getattr(cell, field) for cell in cells)
 
     numbers = f"{middle('points_per_s'):,.0f} | {middle('p50_ms'):.2f} | {middle('p99_ms'):.1f}"
-    print(f"| {name} | {size} | {runs} | {numbers} | {middle('cpu_us'):.2f} |", flush=True)
+    say(f"| {name} | {size} | {runs} | {numbers} | {middle('cpu_us'):.2f} |")
 
 
 if __name__ == "__main__":

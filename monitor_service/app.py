@@ -25,6 +25,7 @@ from monitor_service.api.dependencies import Clock, Monitor
 from monitor_service.api.guard import Guard
 from monitor_service.api.openapi import describe_bodies
 from monitor_service.api.problems import add_problem_handlers
+from monitor_service.api.shortcut import Shortcut
 from monitor_service.bell import Bell
 from monitor_service.metrics import Meters, RunCollector
 from monitor_service.newsroom import Newsroom
@@ -59,6 +60,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
     pages.mount_static(app)
     add_problem_handlers(app)
     describe_bodies(app)
+    app.add_middleware(Shortcut, monitor=monitor)
     app.add_middleware(Guard, monitor=monitor)
     return app
 

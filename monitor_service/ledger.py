@@ -14,6 +14,7 @@ from sqlalchemy import (
     Connection,
     Integer,
     LargeBinary,
+    String,
     bindparam,
     cast,
     delete,
@@ -33,7 +34,7 @@ MAX_GAPS = 100
 """Gaps that are named for each session; the number of missing batches is always whole."""
 
 
-_RUN, _SESSION = bindparam("run", type_=BigInteger), bindparam("session")
+_RUN, _SESSION = bindparam("run", type_=BigInteger), bindparam("session", type_=String)
 _SEQ = bindparam("seq", type_=BigInteger)
 _OFFSET = cast((_SEQ - tables.ledger.c.first_seq) * DIGEST_BYTES + 1, Integer)
 _DIGESTS = Prepared(

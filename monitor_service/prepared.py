@@ -5,9 +5,10 @@ work on a small one. Here the SQL text, the order of its values and what turns v
 are kept. Everything else stays as it was: the same Core expressions, types, transactions and errors.
 """
 
+from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Connection, Dialect
 from sqlalchemy.exc import DBAPIError
@@ -80,14 +81,13 @@ def _form_of(statement: Any, dialect: Dialect) -> _Form:
     fixed = compiled.construct_params(_check=False)
     columns = list(statement.selected_columns) if hasattr(statement, "selected_columns") else []
     readers = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
-    fields = [(column.key, Any) for column in columns]
     return _Form(
         sql=str(compiled),
         names=compiled.positiontup or [],
         writers=dict(compiled._bind_processors),
         fixed=fixed,
         readers=readers,
-        row=NamedTuple("Found", fields),  # type: ignore[misc]  # its fields are the statement's
+        row=namedtuple("Found", [column.key for column in columns]),
         is_named=not compiled.positional,
     )
 

@@ -31,7 +31,6 @@ CODEC_ZSTD = 1
 LEVEL = 3
 
 _LENGTH = struct.Struct("<I")
-_WHOLE = zstd.ZstdCompressor.FLUSH_FRAME
 _of_thread = threading.local()
 
 
@@ -59,7 +58,7 @@ def pack(columns: Columns) -> Packed:
             arrays.append(np.packbits([value is not None for value in values]).tobytes())
     head = json.dumps({"rows": rows, "series": header}).encode()
     raw = b"".join([_LENGTH.pack(len(head)), head, *arrays])
-    return Packed(_compressor().compress(raw, _WHOLE), hashlib.blake2b(raw, digest_size=16).digest())
+    return Packed(_compressed(raw), hashlib.blake2b(raw, digest_size=16).digest())
 
 
 @lru_cache(maxsize=64)
@@ -67,12 +66,12 @@ def _doubles(count: int) -> struct.Struct:
     return struct.Struct(f"<{count}d")
 
 
-def _compressor() -> zstd.ZstdCompressor:
-    """One for each thread: making it costs more than compressing a small blob."""
+def _compressed(raw: bytes) -> bytes:
+    """As one frame. Each thread keeps its compressor: making one costs more than using it on a small blob."""
     if not hasattr(_of_thread, "compressor"):
         _of_thread.compressor = zstd.ZstdCompressor(LEVEL)
     compressor: zstd.ZstdCompressor = _of_thread.compressor
-    return compressor
+    return compressor.compress(raw, zstd.ZstdCompressor.FLUSH_FRAME)
 
 
 def unpack(payload: bytes, session: str, seq: int, names: Collection[str] | None = None) -> Rows:

@@ -1,6 +1,7 @@
 """What a principal may do: each router names the scope it needs, and a foreign run is as if not there."""
 
 import asyncio
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -26,14 +27,19 @@ def needs(*scopes: Scope) -> Any:
     """Let a request pass whose principal has one of ``scopes`` and sees the run in the path, if any."""
 
     async def check(request: Request, principal: PrincipalDep) -> None:
-        if not any(map(principal.may, scopes)):
-            has = ", ".join(sorted(principal.scopes)) or "none"
-            raise Forbidden(f"token {principal.name!r} has scope {has}; this needs {' or '.join(scopes)}")
-        run = request.path_params.get("run")
-        if run is not None and principal.project is not None:
-            await asyncio.to_thread(_look, request.app.state.monitor, principal, run)
+        await require(request, principal, scopes)
 
     return Depends(check)
+
+
+async def require(request: Request, principal: Principal, scopes: Collection[Scope]) -> None:
+    """Raises Forbidden or NotFound: this principal may not do that, or not with that run."""
+    if not any(map(principal.may, scopes)):
+        has = ", ".join(sorted(principal.scopes)) or "none"
+        raise Forbidden(f"token {principal.name!r} has scope {has}; this needs {' or '.join(scopes)}")
+    run = request.path_params.get("run")
+    if run is not None and principal.project is not None:
+        await asyncio.to_thread(_look, request.app.state.monitor, principal, run)
 
 
 def needs_all_projects(scope: Scope) -> Any:

@@ -77,6 +77,15 @@ def problem(
     return Response(json.dumps(body), status, headers, media_type=MEDIA_TYPE)
 
 
+async def answer_or_raise(request: Request, error: Exception) -> Response:
+    """What the handlers above answer, for a layer outside of theirs. Raises ``error`` if it is ours."""
+    if isinstance(error, MonitorError):
+        return answer_to(error)
+    if isinstance(error, DatabaseError):
+        return await _database_error(request, error)
+    raise error
+
+
 async def _monitor_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MonitorError)
     return answer_to(error)
