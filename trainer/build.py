@@ -22,6 +22,7 @@ from trainer.data.pairing import Pairing
 from trainer.data.radiomaps import RadioMaps
 from trainer.ema import Ema
 from trainer.errors import ConfigError
+from trainer.guards.at_rest import AtRest
 from trainer.guards.base import own_part
 from trainer.guards.counters import Counters
 from trainer.guards.drift import Drift
@@ -156,13 +157,14 @@ def build_loop(
     share = _share(stage.training, ranks)
     loader = Loader(stage.source, stage.training.loading, _Checks(stage.source), share, oddity)
     ema = Ema(stage.model, stage.training.ema)
+    at_rest = AtRest(config.guards.at_rest)
     state = TrainState(
         stage.model,
         {one.name: one.optimizer for one in objectives},
         {one.name: one.meter for one in objectives},
         ema,
         loader,
-        _panel(config.guards, spikes, names, ranks),
+        _panel(config.guards, spikes, names, ranks, at_rest),
         ranks=ranks,
     )
     reporter = _reporter(config, stage, ranks)
@@ -184,6 +186,7 @@ def build_loop(
         observers=observers,
         precision=stage.training.precision,
         micro_batches=stage.training.micro_batches,
+        at_rest=at_rest,
     )
 
 
@@ -200,7 +203,9 @@ def _seed(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
-def _panel(guards: GuardsConfig, spikes: Sequence[Spike], names: Sequence[str], ranks: Ranks) -> Panel:
+def _panel(
+    guards: GuardsConfig, spikes: Sequence[Spike], names: Sequence[str], ranks: Ranks, at_rest: AtRest
+) -> Panel:
     return Panel(
         [
             Nonfinite(guards.nonfinite),
@@ -210,6 +215,7 @@ def _panel(guards: GuardsConfig, spikes: Sequence[Spike], names: Sequence[str], 
             Invariants(guards.invariants),
             Counters(guards.invariants),
             Gradients(guards.gradients),
+            at_rest,
             Underflow(guards.underflow),
         ]
     )

@@ -13,6 +13,7 @@ from trainer.data.loading import LoadingConfig
 from trainer.data.radiomaps import RadioMapsConfig
 from trainer.ema import EmaConfig
 from trainer.errors import ConfigError
+from trainer.guards.at_rest import AtRestConfig
 from trainer.guards.drift import DriftConfig
 from trainer.guards.gradients import GradientsConfig
 from trainer.guards.invariants import InvariantsConfig
@@ -108,6 +109,7 @@ class GuardsConfig(Section):
     nonfinite: NonfiniteConfig = NonfiniteConfig()
     invariants: InvariantsConfig = InvariantsConfig()
     gradients: GradientsConfig = GradientsConfig()
+    at_rest: AtRestConfig = AtRestConfig()
     underflow: UnderflowConfig = UnderflowConfig()
     replicas: ReplicasConfig = ReplicasConfig()
 

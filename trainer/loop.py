@@ -16,6 +16,7 @@ from shared.commands import Command
 from shared.events import Finding, RunEnded, Severity, StepSkipped
 from trainer.checkpoint import Rung
 from trainer.errors import RunStopped
+from trainer.guards.at_rest import AtRest, AtRestConfig
 from trainer.guards.base import StepLosses, StepView, Verdict, Vitals, Watched, verdict_on
 from trainer.guards.culprit import Randomness
 from trainer.guards.pieces import combine, piece_of
@@ -106,6 +107,7 @@ class Loop:
         observers: Sequence[Observer] = (),
         precision: Precision = "fp32",
         micro_batches: int = 1,
+        at_rest: AtRest | None = None,
     ) -> None:
         assert isinstance(state.model, Trainee)
         self.model, self.objectives, self.state = state.model, objectives, state
@@ -115,6 +117,7 @@ class Loop:
         self.total_steps, self.device = total_steps, device
         self.precision, self.micro_batches = precision, micro_batches
         self.observers = list(observers)
+        self._at_rest = at_rest or AtRest(AtRestConfig(elements=0))
         self.objective = objectives[0]
         self.batch: Batch = {}
         self.losses: StepLosses | None = None
@@ -184,6 +187,8 @@ class Loop:
         for objective in self.objectives:
             self.objective = objective
             self._add_up_gradients()
+            if refused is None:  # the batch's first update: nothing may have changed since the last one's
+                self._at_rest.compare()
             self._enter(Phase.MEASURE)
             refused = self.measure(refused)
             first = refused if first is None else first
@@ -194,6 +199,7 @@ class Loop:
         self.state.ema.update(
             range(self.state.step, self.number + 1), self.objectives[0].meter.applied - 1, first
         )
+        self._at_rest.remember()
         self._under_way.append(taken)
 
     def replay(self, taken: Taken) -> Taken:

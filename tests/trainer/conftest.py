@@ -296,7 +296,7 @@ class _Underway:
 @pytest.fixture
 def late_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: the host hears of a step's numbers two steps later, or when it waits for them."""
-    monkeypatch.setattr(vitals, "_to_host", lambda numbers: (numbers.clone(), _Underway()))
+    monkeypatch.setattr(vitals, "to_host", lambda numbers: (numbers.clone(), _Underway()))
 
 
 @pytest.fixture

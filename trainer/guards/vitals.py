@@ -243,7 +243,7 @@ class Meter:
         vectors = (self._by_module, per_sample, times)
         pieces.extend(vector for vector in vectors if vector is not None)
         count = sum(len(piece) for piece in pieces)
-        host, copied = _to_host(torch.cat(pieces, out=measured.new_empty(count, dtype=torch.float64)))
+        host, copied = to_host(torch.cat(pieces, out=measured.new_empty(count, dtype=torch.float64)))
         self._outstanding.append(
             _Record(
                 iteration=self.iteration,
@@ -298,7 +298,7 @@ def _times(losses: StepLosses) -> Tensor | None:
     return losses.times if losses.per_sample is not None else None
 
 
-def _to_host(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+def to_host(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """Start the copy to the host. Pinned memory is of torch's pool, which frees it when it has been read."""
     if not numbers.is_cuda:
         return numbers, None

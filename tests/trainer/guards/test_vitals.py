@@ -189,7 +189,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[Copy]:
         made.append(Copy())
         return numbers, made[-1]
 
-    monkeypatch.setattr(vitals_module, "_to_host", start)
+    monkeypatch.setattr(vitals_module, "to_host", start)
     return made
 
 
