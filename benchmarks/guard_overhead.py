@@ -88,17 +88,31 @@ def guarded_step(model: LatentDiffusion) -> Step:
         limits=spike.limits,
         modules=modules,
     )
-    panel = Panel([Nonfinite(), spike, Drift(spike.objective), Invariants()])
-    watched = Watched(model, {"diffusion": optimizer}, None)
+    at_rest, modes, settings = AtRest(), HeldModes(model), HeldSettings(optimizer)
+    told: list[Guard] = [
+        Nonfinite(),
+        spike,
+        Drift(spike.objective),
+        Invariants(),
+        Counters(),
+        Gradients(),
+        at_rest,
+    ]
+    panel = Panel([*told, Saturation(), Overflow(), Underflow()])
+    watched = Watched(model, {"diffusion": optimizer}, None, {"diffusion": meter.applied})
     panel.rebase(watched)
 
     def step(batch: Batch) -> None:
+        modes.put_back()
         meter.protect()
         losses = model.training_step(batch)
         losses.total.backward()
+        at_rest.compare()
         meter.measure(losses)
+        settings.put_back()
         optimizer.step()
         meter.settle(schedule.lr)
+        at_rest.remember()
         optimizer.zero_grad(set_to_none=True)
         for vitals in meter.arrived():
             panel.judge(StepView(vitals, (), watched))

@@ -32,9 +32,11 @@ from trainer.guards.limits import Limits
 from trainer.guards.loss_scale import LossScale
 from trainer.guards.modules import ModuleNorms
 from trainer.guards.nonfinite import Nonfinite, find_nonfinite_batch
+from trainer.guards.overflow import Overflow
 from trainer.guards.panel import Panel
 from trainer.guards.refusal import running_statistics
 from trainer.guards.replicas import Replicas
+from trainer.guards.saturation import Saturation
 from trainer.guards.spike import Spike
 from trainer.guards.underflow import Underflow
 from trainer.guards.vitals import Meter
@@ -217,6 +219,8 @@ def _panel(
             Gradients(guards.gradients),
             at_rest,
             Underflow(guards.underflow),
+            Overflow(guards.overflow),
+            Saturation(guards.saturation),
         ]
     )
 

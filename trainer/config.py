@@ -18,7 +18,9 @@ from trainer.guards.drift import DriftConfig
 from trainer.guards.gradients import GradientsConfig
 from trainer.guards.invariants import InvariantsConfig
 from trainer.guards.nonfinite import NonfiniteConfig
+from trainer.guards.overflow import OverflowConfig
 from trainer.guards.replicas import ReplicasConfig
+from trainer.guards.saturation import SaturationConfig
 from trainer.guards.spike import SpikeConfig
 from trainer.guards.underflow import UnderflowConfig
 from trainer.link.config import LinkConfig
@@ -110,6 +112,8 @@ class GuardsConfig(Section):
     invariants: InvariantsConfig = InvariantsConfig()
     gradients: GradientsConfig = GradientsConfig()
     at_rest: AtRestConfig = AtRestConfig()
+    overflow: OverflowConfig = OverflowConfig()
+    saturation: SaturationConfig = SaturationConfig()
     underflow: UnderflowConfig = UnderflowConfig()
     replicas: ReplicasConfig = ReplicasConfig()
 

@@ -199,6 +199,24 @@ def _second_moments_are_not_negative(parts: Parts) -> str | None:
     )
 
 
+def _second_moments_are_there(parts: Parts) -> str | None:
+    """The first is a mean of gradients whose squares the second holds: it can't be 0 where those were not."""
+    tensors = dict(each(parts))
+    lost = [
+        name
+        for name, tensor in tensors.items()
+        if name.endswith("exp_avg_sq") and not tensor.any() and _is_there(tensors.get(name[: -len("_sq")]))
+    ]
+    return _some("all 0 where the first moment is not", lost)
+
+
+def _is_there(tensor: Tensor | None) -> bool:
+    return tensor is not None and bool((tensor.abs() > _SQUARABLE).any())
+
+
+_SQUARABLE = 1e-18
+"""A first moment below this may come from gradients whose squares float32 rounds to 0."""
+
 FILE_CHECKS: Sequence[FileCheck] = (
     FileCheck("manifest", "It is written last: without it the save never ended.", _manifest_is_intact),
     FileCheck(
@@ -219,6 +237,11 @@ VALUE_CHECKS: Sequence[ValueCheck] = (
     ValueCheck("finite", "A NaN that is kept comes back with every resume.", _all_finite),
     ValueCheck(
         "second_moments", "Adam takes their root: below zero makes NaN.", _second_moments_are_not_negative
+    ),
+    ValueCheck(
+        "forgotten_moments",
+        "Adam divides by their root: 0 beside a first moment moves 70 times too far.",
+        _second_moments_are_there,
     ),
 )
 

@@ -52,7 +52,7 @@ class Invariants:
     *Adam's bound*: by Cauchy-Schwarz no element moves by more than ``reach * lr`` in a step, 7.27 lr for
     betas (0.9, 0.999), plus decoupled weight decay. So a tensor's norm moves by at most that times
     sqrt(numel), summed over the steps since the last look. For the same reason ``norm(exp_avg)**2 <= c**2 *
-    sum(exp_avg_sq)``, and no second moment is negative.
+    sum(exp_avg_sq)``; no second moment is negative, and none falls faster than by beta2 a step.
 
     One device read for each scan (one more for each learning rate that lives on a GPU). Optimizers other than
     Adam and AdamW have no such bounds.
@@ -154,8 +154,15 @@ class Invariants:
                 yield f"the moments of {adam.name} are not a mean of any gradients"
             if self._then is None or adam.name not in self._then.sizes:
                 continue
+            steps, rates = self._path_of(adam)
+            least = adam.least_second(self._then.sizes[adam.name].second, steps)
+            if size.second < least:
+                yield (
+                    f"{adam.name} has forgotten its second moment: in sum {size.second:.3g}, and {least:.3g} "
+                    f"is the least that {steps} updates leave of it"
+                )
             then = self._then.sizes[adam.name].weight
-            bound = adam.bound(then, *self._path_of(adam))
+            bound = adam.bound(then, steps, rates)
             if not abs(size.weight - then) <= bound:
                 moved = f"its norm went from {then:.6g} to {size.weight:.6g}"
                 yield f"{adam.name} moved further than Adam can: {moved}, and {bound:.3g} is the most"
@@ -193,6 +200,13 @@ class _AdamParameter:
         move += self._decay() * rates * (then + move)
         ulps = torch.finfo(self.parameter.dtype).eps / 2 * steps * (then + move)
         return move + min(move, ulps) + 1e-5 * then  # the weights' rounding, and that of the norm itself
+
+    def least_second(self, then: float, steps: int) -> float:
+        """What ``steps`` updates leave of a sum of second moments at least, whatever the gradients were."""
+        second = self.state.get("exp_avg_sq")
+        if second is None or second.element_size() < 4 or then < 1e-30:  # rounding would have its say
+            return 0.0
+        return then * float(self.group["betas"][1]) ** steps * 0.999
 
     def may_have_moments(self, size: _Size) -> bool:
         """Whether any gradients could have left these moments. Says nothing of moments below float32."""

@@ -105,8 +105,23 @@ def test_each_value_check_sees_its_damage(
     assert caught.value.check == check
 
 
+@pytest.mark.parametrize(("first", "is_refused"), [(0.1, True), (0.0, False), (1e-30, False)])
+def test_second_moments_that_were_forgotten_are_seen(
+    tmp_path: Path, parts: State, first: float, is_refused: bool
+) -> None:
+    parts["optimizer"]["0.exp_avg_sq"].zero_()
+    parts["optimizer"]["0.exp_avg"].fill_(first)
+    write(tmp_path / "a", parts, {}, step=0, attempt=1)
+    if not is_refused:
+        read(tmp_path / "a")
+        return
+    with pytest.raises(CheckpointInvalid, match="all 0 where the first moment is not") as caught:
+        read(tmp_path / "a")
+    assert caught.value.check == "forgotten_moments"
+
+
 def test_every_check_has_a_case_here() -> None:
-    tested = {case[0] for case in SINGLE_DAMAGES} | {"finite", "second_moments"}
+    tested = {case[0] for case in SINGLE_DAMAGES} | {"finite", "second_moments", "forgotten_moments"}
     assert tested == {check.name for check in (*FILE_CHECKS, *VALUE_CHECKS)}
 
 

@@ -146,6 +146,26 @@ def test_moments_that_no_gradients_made_are_corrupt(
     assert "the moments of inner.0.weight are not a mean of any gradients" in finding.message
 
 
+@pytest.mark.parametrize("later", [1, 20, 60])
+def test_a_second_moment_that_was_forgotten_is_seen_steps_later(
+    later: int, new_training: Any, vitals: Callable[..., Vitals]
+) -> None:
+    """Its own bound no longer shows it by then: new gradients have made a new one."""
+    training = new_training()
+    for _ in range(100):
+        assert training.step().findings == ()
+    assert look(training, vitals) is None
+    wipe(training.optimizer.state[training.parameters[0]])
+    for _ in range(later):
+        training.update()
+    steps = training.meter.arrived()
+    for seen in steps[:-1]:
+        training.invariants.inspect(training.view(seen))
+    found = training.invariants.inspect(training.view(steps[-1], alarm=True))
+    assert found is not None
+    assert "inner.0.weight has forgotten its second moment" in found.message
+
+
 @pytest.mark.parametrize("lr", [math.nan, math.inf, -1e-3])
 def test_a_learning_rate_that_is_none_is_corrupt(
     lr: float, new_training: Any, vitals: Callable[..., Vitals]
