@@ -26,15 +26,22 @@ from torch.optim import AdamW
 from trainer.build import Stage, probe_batch
 from trainer.config import Config, load
 from trainer.data.radiomaps import RadioMaps
-from trainer.guards.base import StepView, Watched
+from trainer.guards.at_rest import AtRest
+from trainer.guards.base import Guard, StepView, Watched
+from trainer.guards.counters import Counters
 from trainer.guards.drift import Drift
+from trainer.guards.gradients import Gradients
 from trainer.guards.invariants import Invariants
 from trainer.guards.modules import ModuleNorms
 from trainer.guards.nonfinite import Nonfinite
+from trainer.guards.overflow import Overflow
 from trainer.guards.panel import Panel
 from trainer.guards.refusal import running_statistics
+from trainer.guards.saturation import Saturation
 from trainer.guards.spike import Spike
+from trainer.guards.underflow import Underflow
 from trainer.guards.vitals import Meter
+from trainer.held import HeldModes, HeldSettings
 from trainer.objective import OptimizerConfig, Schedule, fused_adamw
 from trainer.radiodiff.diffusion import LatentDiffusion
 
