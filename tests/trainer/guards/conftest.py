@@ -72,7 +72,8 @@ class Training:
             limits=self.spike.limits,
         )
         self.ema = {name: p.detach().clone() for name, p in self.model.inner.named_parameters()}
-        self.watched = Watched(self.model, {"diffusion": self.optimizer}, self.ema)
+        applied = {"diffusion": self.meter.applied}
+        self.watched = Watched(self.model, {"diffusion": self.optimizer}, self.ema, applied)
         self.invariants = Invariants()
         self.panel = Panel([Nonfinite(), self.spike, self.invariants])
         self.panel.rebase(self.watched)

@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from trainer.guards.base import Guard, Verdict
+from trainer.guards.counters import Counters
 from trainer.guards.drift import Drift
+from trainer.guards.gradients import Gradients
 from trainer.guards.invariants import Invariants
 from trainer.guards.nonfinite import Nonfinite
 from trainer.guards.panel import Panel
+from trainer.guards.saturation import Saturation
 from trainer.guards.spike import Spike
 
 
@@ -46,11 +49,40 @@ def vanishing_gradient(training: Any) -> None:
             assert training.step().findings == ()
 
 
+def zero_gradients(training: Any) -> None:
+    """In three steps; all but the last are taken here."""
+    for left in reversed(range(3)):
+        training.break_gradients = lambda t: [p.grad.zero_() for p in t.parameters]
+        if left:
+            assert training.step().findings == ()
+
+
+def stepped_twice(training: Any) -> None:
+    training.meter.applied.add_(1)
+
+
+def clamped_part(training: Any) -> None:
+    """Exactly one value in fifty steps; all but the last are taken here."""
+    forward = training.model.forward
+
+    def clamped(*batch: Any) -> Any:
+        losses = forward(*batch)
+        losses.parts = {"simple": torch.tensor(7.0)}
+        return losses
+
+    training.model.forward = clamped
+    for _ in range(49):
+        assert training.step().findings == ()
+
+
 CASES = {
     "nonfinite": Case(Nonfinite, nan_gradient, Verdict.SKIP_STEP, 1),
     "spike": Case(lambda: Spike("diffusion"), huge_gradient, Verdict.SKIP_STEP, 0),
     "drift": Case(lambda: Drift("diffusion"), vanishing_gradient, Verdict.PROCEED, 0),
     "invariants": Case(Invariants, wrong_constant, Verdict.ROLL_BACK, 1),
+    "counters": Case(Counters, stepped_twice, Verdict.ROLL_BACK, 1),
+    "gradients": Case(Gradients, zero_gradients, Verdict.STOP, 0),
+    "saturation": Case(Saturation, clamped_part, Verdict.PROCEED, 0),
 }
 
 
@@ -98,11 +130,11 @@ def test_it_reads_nothing_between_scans_and_no_more_than_allowed_in_one(
     training, guard = new_training(), case.make()
     trained_with(guard, training, steps=3)
     with device_reads, host_reads:
-        guard.inspect(training.view(vitals(iteration=50)))
+        guard.inspect(training.view(vitals(iteration=50, step=3)))
     assert (device_reads.seen, host_reads.seen) == ([], [])
     with host_reads:
-        guard.inspect(training.view(vitals(iteration=100)))
-        guard.inspect(training.view(vitals(iteration=100)))  # the second objective of the same batch
+        guard.inspect(training.view(vitals(iteration=100, step=4)))
+        guard.inspect(training.view(vitals(iteration=100, step=5)))  # the second objective of the same batch
     assert len(host_reads.seen) == case.reads_a_scan
 
 
