@@ -31,7 +31,7 @@ bench: .venv/.ok
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[train,monitor,postgres,integrations,tensorboard,test]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[train,monitor,postgres,integrations,tensorboard,fuzz,test]'
 	touch $@
 
 clean:

@@ -8,6 +8,7 @@ import argparse
 import json
 import logging
 import os
+import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple
@@ -16,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
+from sqlalchemy.exc import DBAPIError
 
 from monitor_service import asking, token_commands
 from monitor_service.app import create_app
@@ -28,6 +30,7 @@ from monitor_service.errors import (
     DiskFull,
     FolderNotWritable,
     MonitorError,
+    NetworkDisk,
     NotFound,
     PortTaken,
     UnknownSetting,
@@ -39,7 +42,7 @@ from monitor_service.settings import PREFIX, ClientSettings, Settings
 from monitor_service.store import Store, open_engine
 from monitor_service.tensorboard import TensorBoardMissing
 from monitor_service.tokens import Scope
-from monitor_service.upkeep import Done, keep_up
+from monitor_service.upkeep import Done, keep_up, vacuum
 from shared.base import utc_now
 
 
@@ -66,6 +69,7 @@ _CODES: dict[type[MonitorError], ExitCode] = {
     FolderNotWritable: ExitCode.NOT_WRITABLE,
     DatabaseNewer: ExitCode.DATABASE_NEWER,
     DiskFull: ExitCode.DISK_FULL,
+    NetworkDisk: ExitCode.DATABASE_UNUSABLE,
     DatabaseUnusable: ExitCode.DATABASE_UNUSABLE,
     Unreachable: ExitCode.UNREACHABLE,
     FileUnusable: ExitCode.USAGE,
@@ -100,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, help="port, 0 for any free one (TRAINHEALTH_PORT; default 8321)")
     migrate = _add(commands, "migrate", _migrate, "bring the database up to date and end")
     compact = _add(commands, "compact", _compact, "pack what was received, delete what is too old, and end")
+    compact.add_argument("--vacuum", action="store_true", help="then write the database anew, without gaps")
     for command in (serve, migrate, compact):
         command.add_argument("--database-url", help="SQLAlchemy URL (TRAINHEALTH_DATABASE_URL)")
 
@@ -171,10 +176,20 @@ def _compact(arguments: argparse.Namespace) -> None:
         done = Done()
         while (some := keep_up(store, utc_now(), settings, is_everything_idle=True)) != Done():
             done = Done(*(a + b for a, b in zip(astuple(done), astuple(some), strict=True)))
+        if arguments.vacuum:
+            _vacuum(store)
     finally:
         store.close()
     words = f"{done.batches} batches compacted, points of {done.blocks} blocks and {done.runs} runs deleted"
     say(arguments, asdict(done), words)
+
+
+def _vacuum(store: Store) -> None:
+    try:
+        vacuum(store)
+    except (DBAPIError, sqlite3.Error) as error:
+        why = f"{getattr(error, 'orig', error)}; stop the monitor first"
+        raise DatabaseUnusable(store.engine.url.render_as_string(), why) from error
 
 
 def _token_create(arguments: argparse.Namespace) -> None:

@@ -196,6 +196,16 @@ class DiskFull(StartRefused):
         super().__init__(f"no space left in {folder}. Free some, or choose another with --database-url.")
 
 
+class NetworkDisk(StartRefused):
+    """An SQLite file on a disk that other machines write to."""
+
+    def __init__(self, folder: str, kind: str) -> None:
+        super().__init__(
+            f"{folder} is on a network disk ({kind}), on which SQLite may lose or damage data. "
+            "Choose a folder on a local disk, or PostgreSQL, with --database-url."
+        )
+
+
 class DatabaseNewer(StartRefused):
     """A younger version of the monitor has migrated this database."""
 

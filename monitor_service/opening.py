@@ -13,7 +13,15 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from monitor_service import migrate
-from monitor_service.errors import DatabaseUnusable, DiskFull, FolderNotWritable, PortTaken, StartRefused
+from monitor_service.errors import (
+    DatabaseUnusable,
+    DiskFull,
+    FolderNotWritable,
+    NetworkDisk,
+    PortTaken,
+    StartRefused,
+)
+from monitor_service.file_systems import network_kind
 from monitor_service.store import open_engine
 
 ROOM_BYTES = 1024 * 1024
@@ -47,7 +55,7 @@ def open_database(url: str) -> str:
     """
     file = file_of(url)
     if file is not None:
-        _check_room(file.parent)
+        _check_disk(file.parent)
     with _leaving_no_file(file), _refusing(url):
         engine = open_engine(url)
         try:
@@ -64,7 +72,10 @@ def file_of(url: str) -> Path | None:
     return Path(parts.database).absolute()
 
 
-def _check_room(folder: Path) -> None:
+def _check_disk(folder: Path) -> None:
+    kind = network_kind(folder)
+    if kind is not None:
+        raise NetworkDisk(str(folder), kind)
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(ROOM_BYTES))

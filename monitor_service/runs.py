@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -273,10 +274,16 @@ def _announce_attempt(connection: Connection, run_id: int, event: AttemptStarted
 
 
 def _note_series(connection: Connection, run: Row[Any], columns: Columns) -> None:
-    known = set(json.loads(run.series_names))
+    known = _names_in(run.series_names)
     if not known.issuperset(columns.series):
         names = json.dumps(sorted(known.union(columns.series)))
         connection.execute(update(tables.runs).where(tables.runs.c.id == run.id).values(series_names=names))
+
+
+@lru_cache(maxsize=128)
+def _names_in(text: str) -> frozenset[str]:
+    """The same list comes with every batch of a run."""
+    return frozenset(json.loads(text))
 
 
 def _take_notes(connection: Connection, run: Row[Any], batch: Batch, facts: Facts, now: datetime) -> None:

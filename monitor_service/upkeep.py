@@ -22,6 +22,9 @@ SLICE = 200
 FREE_PAGES = 2000
 """Pages of an SQLite file that may stand free; those beyond go back to the disk."""
 
+LOG_PAGES = 4096
+"""Pages of an SQLite log that may stay on the disk, 16 MiB."""
+
 
 @dataclass
 class Done:
@@ -119,19 +122,51 @@ def _ask(store: Store, query: Any) -> Sequence[int]:
 
 
 def _give_back(store: Store) -> None:
-    """Shorten an SQLite file that has many free pages. PostgreSQL's autovacuum needs no help."""
+    """Shorten an SQLite file that has many free pages, and its log. PostgreSQL's autovacuum needs no help."""
     if store.engine.dialect.name != "sqlite":
         return
     with store.reading() as connection:
         free = connection.exec_driver_sql("PRAGMA freelist_count").scalar() or 0
     if free > FREE_PAGES:
-        _shorten(store, min(free - FREE_PAGES, FREE_PAGES))
+        pages = min(free - FREE_PAGES, FREE_PAGES)
+        # A script, since a single statement of this driver would free one page only.
+        _outside_of_transactions(store, f"PRAGMA incremental_vacuum({pages})")
+    _shorten_log(store)
 
 
-def _shorten(store: Store, pages: int) -> None:
-    """A script, since a single statement of this driver would free one page only."""
+def _shorten_log(store: Store) -> None:
+    """Empty the write-ahead log once all of it is in the file: while somebody reads long, it only grows."""
     raw = store.engine.raw_connection()
     try:
-        raw.cursor().executescript(f"PRAGMA incremental_vacuum({pages})")
+        cursor = raw.cursor()
+        _, pages, copied = cursor.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if pages > LOG_PAGES and pages == copied:
+            cursor.execute("PRAGMA busy_timeout = 0")  # who reads just now is not waited for
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            cursor.execute("PRAGMA busy_timeout = 5000")
+    finally:
+        raw.close()
+
+
+def vacuum(store: Store) -> None:
+    """Write the database anew without its free pages; it is locked meanwhile.
+
+    It also mends an SQLite file made before files could be shortened step by step: ``auto_vacuum`` changes
+    with a whole vacuum only.
+
+    Raises:
+        OperationalError: another process uses the file.
+    """
+    if store.engine.dialect.name == "sqlite":
+        _outside_of_transactions(store, "PRAGMA auto_vacuum = INCREMENTAL; VACUUM;")
+        return
+    with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("VACUUM")
+
+
+def _outside_of_transactions(store: Store, script: str) -> None:
+    raw = store.engine.raw_connection()
+    try:
+        raw.cursor().executescript(script)
     finally:
         raw.close()

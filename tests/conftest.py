@@ -57,6 +57,12 @@ class Postgres:
             self.process.send_signal(3)  # SIGQUIT: the children end, too
             self.process.wait(30)
 
+    def kill(self) -> None:
+        """SIGKILL to the server; its children find out and end by themselves."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(30)
+
     def ask(self, statement: str) -> None:
         """Run one statement outside of a transaction."""
         import psycopg

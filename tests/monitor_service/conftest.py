@@ -25,6 +25,9 @@ from monitor_service.api.dependencies import Monitor
 from monitor_service.app import create_app
 from monitor_service.opening import open_database
 from monitor_service.settings import Settings
+from tests.kills.lived import api, lives, port
+
+__all__ = ["api", "lives", "port"]
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -1,6 +1,7 @@
 """Upkeep: what is old leaves as the settings say, buckets stay, and the file gets shorter."""
 
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,30 @@ def test_compact_packs_everything_and_says_so(
     assert main(["compact", "--json", "--database-url", url]) == ExitCode.DONE
     assert json.loads(capsys.readouterr().out) == {"batches": 1, "blocks": 0, "runs": 0}
     assert monitor.tell("/series?name=loss")["series"]["loss"]["step"] == list(range(10))
+
+
+def test_a_file_from_before_that_never_shrinks_does_after_a_vacuum(tmp_path: Path) -> None:
+    file = tmp_path / "old.db"
+    raw = sqlite3.connect(file)
+    raw.executescript("PRAGMA auto_vacuum = NONE; CREATE TABLE ballast AS SELECT zeroblob(4000000);")
+    raw.executescript("DROP TABLE ballast")
+    raw.close()
+    before = file.stat().st_size
+    compact = ["compact", "--database-url", f"sqlite:///{file}"]
+    assert main(compact) == ExitCode.DONE
+    assert file.stat().st_size >= before
+    assert main([*compact, "--vacuum"]) == ExitCode.DONE
+    assert file.stat().st_size < before / 4
+    raw = sqlite3.connect(file)
+    assert raw.execute("PRAGMA auto_vacuum").fetchone() == (2,)  # incremental: upkeep shortens it from now on
+    raw.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
+def test_a_vacuum_beside_a_running_monitor_harms_nothing(url: str, monitor: Any, batch: Build) -> None:
+    monitor.send(batch(1, [1, 2], loss=[1.0, 2.0]))
+    with monitor.monitor.store.reading() as connection:
+        connection.exec_driver_sql("SELECT count(*) FROM runs").scalar()
+        assert main(["compact", "--vacuum", "--database-url", url]) == ExitCode.DONE
+    assert monitor.send(batch(2, [3], loss=[3.0])).status_code == 200
+    assert monitor.tell("/series?name=loss")["series"]["loss"]["value"] == [1.0, 2.0, 3.0]
