@@ -19,10 +19,11 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from sqlalchemy.exc import DBAPIError
 
-from monitor_service import asking, token_commands
+from monitor_service import asking, deciding, token_commands
 from monitor_service.app import create_app
 from monitor_service.asking import FileUnusable, address, say
 from monitor_service.client import Refused, Unreachable
+from monitor_service.deciding import WrongArguments
 from monitor_service.errors import (
     CertificateUnusable,
     DatabaseNewer,
@@ -74,6 +75,7 @@ _CODES: dict[type[MonitorError], ExitCode] = {
     Unreachable: ExitCode.UNREACHABLE,
     FileUnusable: ExitCode.USAGE,
     TensorBoardMissing: ExitCode.USAGE,
+    WrongArguments: ExitCode.USAGE,
 }
 
 
@@ -110,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_token_commands(commands)
     asking.add_commands(commands, _add)
+    deciding.add_commands(commands, _add)
     return parser
 
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from monitor_service import commands, policy, runs, tables
+from monitor_service import commands, judging, policy, rulebook, runs, tables
 from monitor_service.access import Principal
 from monitor_service.errors import NotFound, StoreUnavailable
 from monitor_service.facts import Facts
@@ -156,10 +156,14 @@ def _order(
         return Decision(Result.COVERED, f"command {before} rolls the run back, or has done so since")
     if facts.returned_at is not None and facts.returned_at >= alert.starts_at:
         return Decision(Result.COVERED, "the run has gone back by itself since this alert began")
-    hindrance = policy.hindrance(facts, now, settings)
-    if hindrance is not None:
-        return Decision(Result.NOT_NOW, hindrance)
-    command = runs.order_automatically(connection, run, facts, _request(alert, sender), now)
+    hinders = policy.hindrance(facts, now, rulebook.rules_of(settings, run.rules))
+    if hinders is not None:
+        if hinders.needs_person:
+            facts.judged.needs_person = hinders.words
+            judging.store_facts(connection, run, facts)
+        return Decision(Result.NOT_NOW, hinders.words)
+    command = judging.order_automatically(connection, run, facts, _request(alert, sender), now)
+    judging.store_facts(connection, run, facts)
     return Decision(Result.ORDERED, f"a rollback of run {run.name!r} is ordered", command.id)
 
 

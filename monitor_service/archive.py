@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import Column, ColumnElement, Connection, Table, insert, or_, select
 from sqlalchemy.exc import DataError, IntegrityError
 
-from monitor_service import queries, tables
+from monitor_service import queries, rulebook, tables
 from monitor_service.access import Principal
 from monitor_service.errors import Conflict, Forbidden, MalformedBody
 from monitor_service.queries import run_row
@@ -217,6 +217,7 @@ def _prove(connection: Connection, name: str) -> RunDetail:
     known = tables.events.c
     for data in connection.scalars(select(known.data).where(known.run_id == run_id)):
         _EVENT.validate_json(data)
+    rulebook.refresh(connection, run_row(connection, name))
     queries.health(connection, name)
     queries.checkpoints(connection, name)
     queries.commands(connection, name)

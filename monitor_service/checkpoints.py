@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from monitor_service import tables
-from monitor_service.facts import GoodCheckpoint
+from monitor_service.facts import GoodCheckpoint, ValidCheckpoint
 from shared.base import Message
 from shared.events import CheckpointChanged, CheckpointState
 
@@ -57,6 +57,17 @@ def newest_good(connection: Connection, run_id: int) -> GoodCheckpoint | None:
         .limit(1)
     ).first()
     return None if row is None else GoodCheckpoint(checkpoint=row.checkpoint, step=row.step)
+
+
+def newest_valid(connection: Connection, run_id: int) -> ValidCheckpoint | None:
+    """The checkpoint of the highest step that passed its checks: good, or sealed and on its way there."""
+    step = connection.scalar(
+        select(func.max(tables.checkpoints.c.step)).where(
+            tables.checkpoints.c.run_id == run_id,
+            tables.checkpoints.c.state.in_((CheckpointState.SEALED, CheckpointState.GOOD)),
+        )
+    )
+    return None if step is None else ValidCheckpoint(step=step)
 
 
 def details(row: Row[Any]) -> dict[str, Any]:

@@ -14,8 +14,10 @@ import httpx
 
 from monitor_service.errors import MonitorError
 from monitor_service.incidents import IncidentPage
+from monitor_service.rulebook import RulesView
 from monitor_service.series_forms import from_bytes
 from monitor_service.views import CommandView, EventPage, HealthView, RunDetail, RunPage
+from monitor_service.webhook import AlertPage
 from shared.base import Message
 
 TIMEOUT_S = 10.0
@@ -128,6 +130,25 @@ class Client:
         answer = self._ask("POST", f"/runs/{_quoted(run)}/commands", json=request)
         return CommandView.model_validate_json(answer.content)
 
+    def accept(self, run: str, suggestion: str, issued_by: str) -> CommandView:
+        """Order what is suggested; ``suggestion`` is its id in ``health``."""
+        told = {"suggestion": suggestion, "issued_by": issued_by}
+        answer = self._ask("POST", f"/runs/{_quoted(run)}/suggestion/accept", json=told)
+        return CommandView.model_validate_json(answer.content)
+
+    def rules(self, run: str | None, project: str | None = None) -> RulesView:
+        """The rules of a run, or of a project."""
+        return self._model(RulesView, _rules_of(run, project))
+
+    def choose(self, run: str | None, project: str | None, request: dict[str, Any]) -> RulesView:
+        """Choose rules; ``request`` is a ``rulebook.RulesRequest`` as JSON."""
+        answer = self._ask("PUT", _rules_of(run, project), json=request)
+        return RulesView.model_validate_json(answer.content)
+
+    def alerts(self, **filters: Any) -> AlertPage:
+        """Alerts that were received, the youngest first; filters are those of ``GET /alerts``."""
+        return self._model(AlertPage, "/alerts", {name: one for name, one in filters.items() if one})
+
     def export(self, run: str, file: Path) -> int:
         """Write the whole run to ``file``, which must not exist; returns its size in bytes."""
         with self._refusals(), self._http.stream("GET", f"/runs/{_quoted(run)}/export") as answer:
@@ -227,6 +248,10 @@ def _trust(url: str, ca_file: Path | None) -> ssl.SSLContext | bool:
         except OSError as error:
             raise Unreachable(url, f"the certificates in {ca_file} cannot be used ({error})") from error
     return context
+
+
+def _rules_of(run: str | None, project: str | None) -> str:
+    return f"/projects/{_quoted(project or '')}/rules" if run is None else f"/runs/{_quoted(run)}/rules"
 
 
 def _quoted(run: str) -> str:

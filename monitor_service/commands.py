@@ -1,6 +1,7 @@
 """Commands: ordered once, delivered until the trainer answers, and every change of state on record."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -103,12 +104,26 @@ def accepted_rollback(connection: Connection, run_id: int) -> str | None:
     )
 
 
-def deliver(connection: Connection, run_id: int, now: datetime) -> tuple[list[Command], bool]:
-    """Commands that the reply must carry, oldest first, and whether one goes out for the first time."""
+@dataclass(frozen=True)
+class Waiting:
+    """Commands of one run that the trainer has said nothing about, oldest first."""
+
+    commands: list[Command]
+    fresh: list[str]
+    """Ids of those that go out for the first time."""
+
+
+def waiting(connection: Connection, run_id: int, now: datetime) -> Waiting:
+    """What the next reply to this run must carry."""
     rows = _WAITING.all(connection, run=run_id, now=now)
     fresh = [row.id for row in rows if row.state == CommandState.PENDING]
-    _move(connection, fresh, {CommandState.PENDING}, CommandState.DELIVERED, now, "")
-    return [as_command(row) for row in rows], bool(fresh)
+    return Waiting([as_command(row) for row in rows], fresh)
+
+
+def deliver(connection: Connection, some: Waiting, now: datetime) -> list[Command]:
+    """The commands for the reply; they count as delivered from now on."""
+    _move(connection, some.fresh, {CommandState.PENDING}, CommandState.DELIVERED, now, "")
+    return some.commands
 
 
 def report(connection: Connection, run_id: int, change: CommandUpdate, now: datetime) -> bool:

@@ -8,7 +8,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from monitor_service.concerns import Judgement
+from monitor_service.history import LossHistory
+from monitor_service.wire import Wire
 from shared.base import Moment
+from shared.commands import Command
 from shared.events import (
     AttemptStarted,
     CheckpointChanged,
@@ -25,6 +29,12 @@ LOSS = "loss"
 GRAD_NORM = "grad_norm"
 OTHER = "other"
 ALARMING = frozenset({Severity.ERROR, Severity.CRITICAL})
+PREDICTS, DIVERGENCE = "predicts", "divergence"
+"""How a finding says in its reading that it predicts a divergence."""
+
+MAX_ROLLBACKS = 20
+"""Moments of rollbacks that are kept."""
+
 MAX_GUARDS = 20
 """Guards counted by name; those after that are counted as ``other``, so that labels stay few."""
 
@@ -63,6 +73,36 @@ class GoodCheckpoint(BaseModel):
     step: int
 
 
+class ValidCheckpoint(BaseModel):
+    """The newest checkpoint that passed every check, good already or not."""
+
+    step: int
+
+
+class Prediction(BaseModel):
+    """The newest finding that predicts a divergence."""
+
+    attempt: int
+    step: int
+    severity: Severity
+    words: str
+
+
+class Unanswered(BaseModel):
+    """The oldest command that the trainer has said nothing about."""
+
+    command: str
+    kind: str
+    since: Moment
+    expires_at: Moment
+
+    @classmethod
+    def of(cls, command: Command) -> "Unanswered":
+        return cls(
+            command=command.id, kind=command.kind, since=command.issued_at, expires_at=command.expires_at
+        )
+
+
 class Facts(BaseModel):
     """Facts about one run. Moments are the monitor's own clock; ``attempt`` is 0 until one was seen."""
 
@@ -95,7 +135,17 @@ class Facts(BaseModel):
     obeying: str | None = Field(None, description="Id of the rollback command that the trainer has accepted.")
     ended: End | None = None
     last_good: GoodCheckpoint | None = None
+    last_valid: ValidCheckpoint | None = None
+    attempt_step: int | None = Field(None, description="Where the newest attempt began.")
+    prediction: Prediction | None = None
+    unanswered: Unanswered | None = None
+    losses: LossHistory = Field(default_factory=LossHistory, description="Of the newest attempt.")
+    wire: Wire = Field(default_factory=Wire)
+    judged: Judgement = Field(default_factory=Judgement)
     returned_at: Moment | None = Field(None, description="When the newest rollback was received.")
+    rollback_times: list[Moment] = Field(
+        default_factory=list, description="Of the newest rollbacks, by the trainer's clock."
+    )
     automatic_orders: list[Moment] = Field(
         default_factory=list, description="Rollbacks of the last hour that no person ordered."
     )
@@ -116,6 +166,11 @@ class Facts(BaseModel):
         """Something came from the trainer. A clock that was put back is believed: this was no silence."""
         self.last_seen = now
 
+    def note_person(self) -> None:
+        """A person has ordered something: they know how things are, and the budget begins anew."""
+        self.automatic_orders = []
+        self.judged.suggestion = self.judged.needs_person = None
+
     def note_order(self, now: datetime) -> None:
         """A rollback was ordered, by a rule or an alert. Those older than an hour count no more."""
         self.automatic_orders = [*orders_within_an_hour(self.automatic_orders, now), now]
@@ -127,6 +182,7 @@ class Facts(BaseModel):
         rollback or the end among them, close what the columns tell.
         """
         self.hear(now)
+        self.wire.take(batch, now, is_first_heard=self.attempt == 0)
         if batch.attempt > self.attempt:
             self._begin(batch.attempt, now)
         opening = _num_opening(batch)
@@ -139,12 +195,16 @@ class Facts(BaseModel):
         self.progress_at = now
         self.nonfinite_losses = 0
         self.step_time = None
+        self.attempt_step = None
+        self.losses = LossHistory()
         self.ended = None
 
     def _take_columns(self, attempt: int, columns: Columns, now: datetime) -> None:
         if not columns.step:
             return
         self.steps_total += len(columns.step)
+        if attempt == self.attempt and self.attempt_step is None:
+            self.attempt_step = columns.step[0]
         for name, values in columns.series.items():
             self._count_nonfinite(name, values)
         is_first = self.step is None or self.step_time is None
@@ -158,6 +218,7 @@ class Facts(BaseModel):
         losses = [loss for loss in columns.series.get(LOSS, ()) if loss is not None]
         if losses:
             self.loss = losses[-1]
+            self.losses.take(losses)
             row = nonfinite_at_the_end(losses)
             self.nonfinite_losses = self.nonfinite_losses + row if row == len(losses) else row
         norms = [norm for norm in columns.series.get(GRAD_NORM, ()) if norm is not None]
@@ -197,6 +258,7 @@ class Facts(BaseModel):
             return
         if event.attempt > self.attempt:
             self._begin(event.attempt, now)
+        self.attempt_step = event.step
         if self.step_time is None:  # else its steps came before this news of its beginning
             self.step = event.step
         if event.reason != "rollback":
@@ -209,6 +271,16 @@ class Facts(BaseModel):
         if event.severity in ALARMING and is_newest:
             words = f"{event.guard} at step {event.step}: {event.message}"
             self.alarm = Alarm(attempt=attempt, step=event.step, words=words)
+        if event.reading.get(PREDICTS) == DIVERGENCE:
+            self._take_prediction(event, attempt)
+
+    def _take_prediction(self, event: Finding, attempt: int) -> None:
+        known = self.prediction
+        if known is None or (attempt, event.step) >= (known.attempt, known.step):
+            words = f"{event.guard} at step {event.step}: {event.message}"
+            self.prediction = Prediction(
+                attempt=attempt, step=event.step, severity=event.severity, words=words
+            )
 
     def _label_of(self, guard: str) -> str:
         known = {key.rpartition("/")[0] for key in self.findings}
@@ -229,11 +301,13 @@ class Facts(BaseModel):
         words = f"rolled back from step {event.from_step} to {event.to_step}: {event.reason}"
         self.returned = Return(to_step=event.to_step, words=words)
         self.returned_at = now
+        self.rollback_times = sorted([*self.rollback_times, event.time])[-MAX_ROLLBACKS:]
         if attempt >= self.attempt:
             self.step = event.to_step
             self.step_time = None
             self.progress_at = now
             self.nonfinite_losses = 0
+            self.losses = LossHistory()
 
     @_take_event.register
     def _(self, event: CheckpointChanged, attempt: int, now: datetime) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from monitor_service.concerns import Concern, Rule
 from monitor_service.facts import Facts
 from monitor_service.settings import HealthConfig
 
@@ -25,6 +26,11 @@ class RunStatus(StrEnum):
 
 OVER = frozenset({RunStatus.FINISHED, RunStatus.STOPPED, RunStatus.FAILED})
 """The run said that it ended; only a new attempt opens it again."""
+
+
+DIVERGED_BY = frozenset({Rule.LOSS_DIVERGED})
+SUSPECT_BY = frozenset({Rule.LOSS_RISEN, Rule.NO_VALID_CHECKPOINT, Rule.ROLLBACK_LOOP})
+"""Rules about the training itself. The others are about its reports, and leave the status alone."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def _lost(facts: Facts, now: datetime, config: HealthConfig) -> Health | None:
 
 
 def _stalled(facts: Facts, now: datetime, config: HealthConfig) -> Health | None:
-    if now - facts.progress_at <= stalled_after(facts, config):
+    if not config.stalled_after_s or now - facts.progress_at <= stalled_after(facts, config):
         return None
     return Health(
         RunStatus.STALLED, (f"the trainer answers, but no new step since {_clock(facts.progress_at)}",)
@@ -82,7 +88,11 @@ def _recovering(facts: Facts, now: datetime, config: HealthConfig) -> Health | N
 
 
 def _diverged(facts: Facts, now: datetime, config: HealthConfig) -> Health | None:
-    if facts.nonfinite_losses < config.diverged_after_steps or facts.loss is None:
+    blown_up = _concerned(facts, DIVERGED_BY)
+    if blown_up is not None:
+        return Health(RunStatus.DIVERGED, (blown_up.words,))
+    limit = config.diverged_after_steps
+    if not limit or facts.nonfinite_losses < limit or facts.loss is None:
         return None
     found = "NaN" if math.isnan(facts.loss) else str(facts.loss)
     words = f"the last {facts.nonfinite_losses} losses are not finite; at step {facts.step} it is {found}"
@@ -90,12 +100,22 @@ def _diverged(facts: Facts, now: datetime, config: HealthConfig) -> Health | Non
 
 
 def _suspect(facts: Facts, now: datetime, config: HealthConfig) -> Health | None:
+    reasons = [concern.words for concern in facts.judged.concerns if concern.rule in SUSPECT_BY]
     alarm = facts.alarm
-    if alarm is None or facts.attempt > alarm.attempt:
-        return None
-    if facts.step is not None and facts.step >= alarm.step + config.suspect_for_steps:
-        return None
-    return Health(RunStatus.SUSPECT, (alarm.words,))
+    if alarm is not None and is_recent(facts, alarm.attempt, alarm.step, config):
+        reasons.insert(0, alarm.words)
+    return Health(RunStatus.SUSPECT, tuple(reasons)) if reasons else None
+
+
+def is_recent(facts: Facts, attempt: int, step: int, config: HealthConfig) -> bool:
+    """Whether what was seen there still says something about the run as it is now."""
+    if facts.attempt > attempt:
+        return False
+    return facts.step is None or facts.step < step + config.suspect_for_steps
+
+
+def _concerned(facts: Facts, rules: frozenset[Rule]) -> Concern | None:
+    return next((concern for concern in facts.judged.concerns if concern.rule in rules), None)
 
 
 def _clock(moment: datetime) -> str:

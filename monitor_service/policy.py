@@ -1,10 +1,10 @@
-"""What the monitor itself does about a run: a function of status, facts and the present moment."""
+"""What the monitor itself does about a run: a function of health, facts and the present moment."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from monitor_service.facts import Facts, orders_within_an_hour
-from monitor_service.health import RunStatus
+from monitor_service.health import Health, RunStatus
 from monitor_service.settings import PolicyConfig, PolicyMode
 from shared.commands import CommandKind, CommandRequest
 
@@ -13,38 +13,59 @@ ISSUER = "policy"
 
 @dataclass(frozen=True)
 class Advice:
-    """What would help, in words, and the order to give if the monitor may act."""
+    """What would help, in words: an order if the monitor may act, or what a person is told to accept."""
 
     words: str
     order: CommandRequest | None = None
+    suggests: str | None = None
+    """The reason of a rollback that nobody ordered."""
+    needs_person: str | None = None
+
+
+@dataclass(frozen=True)
+class Hindrance:
+    """Why no rollback may be ordered now without a person."""
+
+    words: str
+    needs_person: bool = False
+    """Waiting alone does not help."""
 
 
 def advise(
-    status: RunStatus, facts: Facts, *, has_open_rollback: bool, now: datetime, config: PolicyConfig
+    health: Health, facts: Facts, *, has_open_rollback: bool, now: datetime, config: PolicyConfig
 ) -> Advice | None:
     """Roll back a diverged run, within cooldown and budget; ``None`` where nothing is to be said."""
-    if config.policy is PolicyMode.OFF or status is not RunStatus.DIVERGED:
+    if config.policy is PolicyMode.OFF or health.status is not RunStatus.DIVERGED:
         return None
     if has_open_rollback:
         return Advice("a rollback is ordered already")
+    reason = health.reasons[0]
     if config.policy is PolicyMode.SUGGEST:
-        return Advice("suggested: roll back (the policy is 'suggest', so nothing was ordered)")
+        words = "suggested: roll back (the policy is 'suggest', so nothing was ordered)"
+        return Advice(words, suggests=reason)
     hinders = hindrance(facts, now, config)
     if hinders is not None:
-        return Advice(hinders)
-    reason = f"the last {facts.nonfinite_losses} losses are not finite"
-    return Advice("rollback ordered by the policy", _rollback(reason))
+        if hinders.needs_person:
+            return Advice(hinders.words, suggests=reason, needs_person=hinders.words)
+        return Advice(hinders.words)
+    wish = CommandRequest(kind=CommandKind.ROLL_BACK, reason=reason[:500], issued_by=ISSUER)
+    return Advice("rollback ordered by the policy", order=wish)
 
 
-def hindrance(facts: Facts, now: datetime, config: PolicyConfig) -> str | None:
-    """Why no rollback may be ordered now without a person, by rule or by alert; ``None`` if one may."""
+def hindrance(facts: Facts, now: datetime, config: PolicyConfig) -> Hindrance | None:
+    """What stands against a rollback ordered by a rule or an alert; ``None`` if nothing does."""
+    if facts.judged.needs_person is not None:
+        return Hindrance(facts.judged.needs_person, needs_person=True)
     orders = orders_within_an_hour(facts.automatic_orders, now)
     if len(orders) >= config.policy_budget:
-        return f"the budget of {config.policy_budget} rollbacks an hour is used up; a person must look"
+        words = f"the budget of {config.policy_budget} rollbacks an hour is used up; a person must look"
+        return Hindrance(words, needs_person=True)
     if orders and now - orders[-1] < timedelta(seconds=config.policy_cooldown_s):
-        return f"no further rollback within {config.policy_cooldown_s:g} s of the last"
+        return Hindrance(f"no further rollback within {config.policy_cooldown_s:g} s of the last")
     return None
 
 
-def _rollback(reason: str) -> CommandRequest:
-    return CommandRequest(kind=CommandKind.ROLL_BACK, reason=reason, issued_by=ISSUER)
+def still_needs_person(health: Health, facts: Facts, now: datetime) -> bool:
+    """Whether the call for a person stands: until one orders something, or an hour went well by itself."""
+    is_well = health.status is not RunStatus.DIVERGED
+    return not (is_well and not orders_within_an_hour(facts.automatic_orders, now))

@@ -56,8 +56,12 @@ def health(connection: Connection, run: str) -> HealthView:
     """How a run is, since when and why."""
     row = run_row(connection, run)
     shown = {name: value for name, value in summary(row).items() if name in HealthView.model_fields}
+    judged = Facts.model_validate_json(row.facts).judged
     return HealthView(
-        **shown,
+        **{**shown, "risk": judged.risk},
+        concerns=judged.concerns,
+        suggestion=judged.suggestion,
+        needs_person=judged.needs_person,
         open_commands=_commands(connection, row, tables.commands.c.state.in_(OPEN_COMMAND_STATES)),
     )
 
@@ -199,6 +203,7 @@ def summary(row: Row[Any]) -> dict[str, Any]:
             steps_lost=facts.steps_lost,
             seconds_lost=facts.seconds_lost,
         ),
+        "risk": facts.judged.risk.level,
     }
 
 

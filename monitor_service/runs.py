@@ -13,10 +13,11 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from monitor_service import checkpoints, commands, ledger, pictures, policy, series, tables
-from monitor_service.errors import Conflict, NotFound, StoreUnavailable
-from monitor_service.facts import Facts
-from monitor_service.health import OVER, Health, RunStatus, assess
+from monitor_service import checkpoints, commands, judging, ledger, pictures, rulebook, series, tables
+from monitor_service.concerns import Acceptance
+from monitor_service.errors import Conflict, NotFound
+from monitor_service.facts import Facts, Unanswered
+from monitor_service.health import OVER, RunStatus
 from monitor_service.prepared import Prepared
 from monitor_service.settings import Settings
 from shared.commands import Command, CommandKind, CommandRequest
@@ -47,11 +48,6 @@ _BATCH = Prepared(
         {column.name: bindparam(column.name) for column in tables.batches.c if column.name != "id"}
     )
 )
-_KEEP = Prepared(
-    update(tables.runs)
-    .where(tables.runs.c.id == bindparam("run"), tables.runs.c.status == bindparam("seen"))
-    .values(facts=bindparam("told"), reasons=bindparam("why"))
-)
 
 
 @dataclass(frozen=True)
@@ -72,6 +68,7 @@ def register(connection: Connection, name: str, spec: RunSpec, now: datetime) ->
         "total_steps": spec.total_steps,
         "checkpoint_interval_steps": spec.checkpoint_interval_steps,
     }
+    known["rules"] = rulebook.effective(connection, name, spec.project)
     if _update(connection, name, known):
         return False
     facts = Facts.at_registration(now)
@@ -138,14 +135,17 @@ def exchange(
         _store(connection, run, incoming, now)
         facts.take(incoming.batch, now)
         _take_notes(connection, run, incoming.batch, facts, now)
-    _settle(connection, run, facts, now, settings)
-    waiting, is_fresh = commands.deliver(connection, run.id, now)
-    return Exchanged(is_duplicate, waiting, is_urgent=is_fresh or (is_duplicate and bool(waiting)))
+    waiting = commands.waiting(connection, run.id, now)
+    facts.unanswered = Unanswered.of(waiting.commands[0]) if waiting.commands else None
+    if judging.settle(connection, run, facts, now, settings):
+        waiting = commands.waiting(connection, run.id, now)
+    is_urgent = bool(waiting.fresh or (is_duplicate and waiting.commands))
+    return Exchanged(is_duplicate, commands.deliver(connection, waiting, now), is_urgent)
 
 
 def deliver(connection: Connection, name: str, now: datetime) -> list[Command]:
     """Commands that wait for the run; they count as delivered from now on."""
-    return commands.deliver(connection, hold(connection, name).id, now)[0]
+    return commands.deliver(connection, commands.waiting(connection, hold(connection, name).id, now), now)
 
 
 def order(connection: Connection, name: str, request: CommandRequest, now: datetime) -> Command:
@@ -158,29 +158,42 @@ def order(connection: Connection, name: str, request: CommandRequest, now: datet
     run = hold(connection, name)
     if run.status in OVER:
         raise Conflict(f"run {name!r} is over ({run.status}); nobody would carry out a {request.kind}")
-    attempt = Facts.model_validate_json(run.facts).attempt
-    command = commands.order(connection, run.id, attempt, request, now)
-    log.info("run %s: %s ordered by %s: %s", name, command.kind, command.issued_by, command.reason)
+    facts = Facts.model_validate_json(run.facts)
+    facts.note_person()
+    command = judging.order(connection, run, facts, request, now)
+    judging.store_facts(connection, run, facts)
     return command
 
 
-def order_automatically(
-    connection: Connection, run: Row[Any], facts: Facts, request: CommandRequest, now: datetime
-) -> Command:
-    """Order a rollback for which nobody was asked. The caller holds the run, and has asked the policy."""
-    facts.note_order(now)
-    connection.execute(
-        update(tables.runs).where(tables.runs.c.id == run.id).values(facts=facts.model_dump_json())
+def accept(connection: Connection, name: str, acceptance: Acceptance, now: datetime) -> Command:
+    """Order the rollback that was suggested.
+
+    Raises:
+        NotFound: the run is not registered.
+        Conflict: that suggestion does not stand (any more), or a rollback is open.
+    """
+    run = hold(connection, name)
+    facts = Facts.model_validate_json(run.facts)
+    stands = facts.judged.suggestion
+    if stands is None:
+        raise Conflict(f"nothing is suggested for run {name!r} now; it is {run.status}")
+    if stands.id != acceptance.suggestion:
+        raise Conflict(f"suggestion {acceptance.suggestion!r} has passed; {stands.id!r} stands now")
+    facts.note_person()
+    wish = CommandRequest(
+        kind=CommandKind.ROLL_BACK,
+        reason=f"suggested: {stands.reason}"[:500],
+        issued_by=acceptance.issued_by,
     )
-    command = commands.order(connection, run.id, facts.attempt, request, now)
-    log.info("run %s: %s ordered by %s: %s", run.name, command.kind, command.issued_by, command.reason)
+    command = judging.order(connection, run, facts, wish, now)
+    judging.store_facts(connection, run, facts)
     return command
 
 
 def look(connection: Connection, name: str, now: datetime, settings: Settings) -> None:
     """Judge a run by the time that has passed."""
     run = hold(connection, name)
-    _settle(connection, run, Facts.model_validate_json(run.facts), now, settings)
+    judging.settle(connection, run, Facts.model_validate_json(run.facts), now, settings)
 
 
 def hold(connection: Connection, name: str) -> Row[Any]:
@@ -298,6 +311,7 @@ def _take_notes(connection: Connection, run: Row[Any], batch: Batch, facts: Fact
             log.warning("run %s: %s of command %s changes nothing", run.name, event.state, event.command)
     if CheckpointChanged in kinds:
         facts.last_good = checkpoints.newest_good(connection, run.id)
+        facts.last_valid = checkpoints.newest_valid(connection, run.id)
     if kinds & {CommandUpdate, RunEnded} and facts.ended is not None:
         commands.abandon(connection, run.id, now, "the run ended first")
     for event in batch.events:
@@ -305,38 +319,3 @@ def _take_notes(connection: Connection, run: Row[Any], batch: Batch, facts: Fact
             commands.abandon_accepted(connection, run.id, event.attempt, now, "the trainer started anew")
     if kinds & {CommandUpdate, RunEnded, AttemptStarted}:
         facts.obeying = commands.accepted_rollback(connection, run.id)
-
-
-def _settle(connection: Connection, run: Row[Any], facts: Facts, now: datetime, settings: Settings) -> None:
-    """Judge the run, write that down, and order what the policy asks for."""
-    health = assess(facts, now, settings)
-    has_open_rollback = health.status is RunStatus.DIVERGED and bool(
-        commands.open_of_kind(connection, run.id, CommandKind.ROLL_BACK)
-    )
-    advice = policy.advise(
-        health.status, facts, has_open_rollback=has_open_rollback, now=now, config=settings
-    )
-    if advice is not None:
-        health = Health(health.status, (*health.reasons, advice.words))
-        if advice.order is not None:
-            facts.note_order(now)
-            commands.order(connection, run.id, facts.attempt, advice.order, now)
-    _write_down(connection, run, facts, health, now)
-
-
-def _write_down(connection: Connection, run: Row[Any], facts: Facts, health: Health, now: datetime) -> None:
-    """Compare and set: the status moves only from the one that was seen, so one failure is one transition."""
-    reasons = json.dumps(health.reasons)
-    told = facts.model_dump_json()
-    if not _KEEP.change(connection, run=run.id, seen=run.status, told=told, why=reasons):
-        raise StoreUnavailable(f"another worker moved run {run.name!r} on")
-    if health.status != run.status:
-        connection.execute(
-            update(tables.runs)
-            .where(tables.runs.c.id == run.id)
-            .values(status=health.status, status_since=now)
-        )
-        move = {"from_status": run.status, "to_status": health.status, "reasons": reasons}
-        where = {"run_id": run.id, "at": now, "step": facts.reached}
-        connection.execute(insert(tables.transitions).values({**where, **move}))
-        log.info("run %s: %s -> %s: %s", run.name, run.status, health.status, "; ".join(health.reasons))

@@ -9,13 +9,16 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 MIB = 1024 * 1024
+MAX_S = 1e9
+"""Of a duration: longer ones are beyond the calendar."""
+
 PREFIX = "TRAINHEALTH_"
 FROM_FILE = "_FILE"
 
@@ -93,18 +96,64 @@ class PolicyMode(StrEnum):
 class HealthConfig(BaseModel):
     """When a run counts as lost, stalled, diverged, recovering or suspect."""
 
-    lost_after_s: float = Field(45.0, gt=0, description="Nothing heard for this long: lost, seconds.")
+    lost_after_s: float = Field(
+        45.0, gt=0, le=MAX_S, description="Nothing heard for this long: lost, seconds."
+    )
     stalled_after_s: float = Field(
-        120.0, gt=0, description="Heard, but no new step for this long: stalled, seconds."
+        120.0, ge=0, le=MAX_S, description="Heard, but no new step for this long: stalled, seconds. 0: never."
     )
     stalled_after_step_times: float = Field(
         20.0, gt=0, description="A slow run stalls only after this many of its own step times."
     )
     diverged_after_steps: int = Field(
-        5, ge=1, description="So many non-finite losses in a row of applied steps: diverged."
+        5, ge=0, description="So many non-finite losses in a row of applied steps: diverged. 0: never."
     )
     recovering_for_steps: int = Field(20, ge=0, description="Steps after a rollback until it is over.")
     suspect_for_steps: int = Field(50, ge=0, description="Steps after an error finding until it is closed.")
+
+
+class RuleConfig(BaseModel):
+    """What the monitor looks out for in every run by itself. A limit of 0 switches its rule off."""
+
+    loss_risen_factor: float = Field(
+        2.0, ge=0, description="The smoothed loss is this many times its low of the attempt: risen."
+    )
+    loss_risen_for_s: float = Field(
+        300.0, ge=0, le=MAX_S, description="And stays there for so long, seconds."
+    )
+    loss_diverged_factor: float = Field(10.0, ge=0, description="The same, and the run counts as diverged.")
+    loss_diverged_for_s: float = Field(
+        60.0, ge=0, le=MAX_S, description="And stays there for so long, seconds."
+    )
+    no_checkpoint_intervals: float = Field(
+        3.0, ge=0, description="No checkpoint passed its checks for so many of its intervals."
+    )
+    rollback_loop_count: int = Field(
+        3, ge=0, le=20, description="So many rollbacks were carried out in an hour."
+    )
+    spool_growing_batches: int = Field(
+        100, ge=0, description="So many batches wait with the trainer and become more."
+    )
+    spool_growing_for_s: float = Field(600.0, ge=0, le=MAX_S, description="For so long, seconds.")
+    reports_dropped_for_s: float = Field(
+        3600.0, ge=0, le=MAX_S, description="What the trainer had to drop is told for so long after, seconds."
+    )
+    sequence_gap_after_s: float = Field(
+        60.0,
+        ge=0,
+        le=MAX_S,
+        description="A batch is missing while later ones are here, for so long, seconds.",
+    )
+    command_unanswered_after_s: float = Field(
+        60.0, ge=0, le=MAX_S, description="The trainer says nothing about a command for so long, seconds."
+    )
+
+    @field_validator("loss_risen_factor", "loss_diverged_factor")
+    @classmethod
+    def _factors_are_above_1(cls, factor: float) -> float:
+        if 0 < factor <= 1:
+            raise ValueError("a factor is above 1; or 0, which switches the rule off")
+        return factor
 
 
 class PolicyConfig(BaseModel):
@@ -112,11 +161,15 @@ class PolicyConfig(BaseModel):
 
     policy: PolicyMode = Field(PolicyMode.SUGGEST, description="off, suggest (in words) or act (order).")
     policy_cooldown_s: float = Field(
-        600.0, ge=0, description="Pause between automatic rollback orders for one run, seconds."
+        600.0, ge=0, le=MAX_S, description="Pause between automatic rollback orders for one run, seconds."
     )
     policy_budget: int = Field(
         3, ge=0, description="Automatic rollback orders for one run in an hour at most."
     )
+
+
+class RunRules(HealthConfig, RuleConfig, PolicyConfig):
+    """All that may be chosen for a project or a run as well, while the monitor runs."""
 
 
 class AccessConfig(BaseModel):
@@ -183,7 +236,7 @@ class StorageConfig(BaseModel):
     )
 
 
-class Settings(FromEnvironment, HealthConfig, PolicyConfig, AccessConfig, StorageConfig):
+class Settings(FromEnvironment, RunRules, AccessConfig, StorageConfig):
     """The monitor's settings; tests pass values, everything else comes from the environment."""
 
     database_url: str = Field("sqlite:///trainhealth.db", description="SQLAlchemy URL of the database.")

@@ -87,6 +87,7 @@ runs = Table(
     Column("facts", Text, nullable=False),  # JSON of facts.Facts: what the status follows from
     Column("series_names", Text, nullable=False),  # JSON list, sorted
     Column("compactions", BigInteger, nullable=False, server_default="0"),  # compare and set by each
+    Column("rules", Text),  # JSON: what differs from the settings for this run, of it and its project
 )
 
 attempts = Table(
@@ -260,6 +261,19 @@ command_history = Table(
     Column("time", UtcDateTime, nullable=False),
     Column("message", Text, nullable=False),
 )
+
+rule_changes = Table(
+    "rule_changes",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("run_id", Id, ForeignKey("runs.id", ondelete="CASCADE"), index=True),
+    Column("project", String(100), index=True),  # one of the two is set
+    Column("chosen", Text, nullable=False),  # JSON: all that differs from then on
+    Column("reason", String(500), nullable=False),
+    Column("changed_by", String(100), nullable=False),
+    Column("changed_at", UtcDateTime, nullable=False),
+)
+"""Who changed the rules for a project or a run, when and why; the newest row of each is what holds."""
 
 alerts = Table(
     "alerts",

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
+from monitor_service.concerns import Concern, Risk, RiskLevel, Suggestion
 from monitor_service.health import RunStatus
 from monitor_service.rows import Points
 from monitor_service.series import Buckets
@@ -49,6 +50,7 @@ class RunSummary(Message):
     findings: int = Field(description="Findings of severity warning and above.")
     last_good_checkpoint: LastGood | None
     cost: Cost
+    risk: RiskLevel = Field(description="Of divergence.")
 
 
 class RunPage(Message):
@@ -124,6 +126,10 @@ class HealthView(Message):
     last_good_checkpoint: LastGood | None
     open_commands: list[CommandView]
     cost: Cost
+    risk: Risk = Field(description="Of divergence, and what speaks for it.")
+    concerns: list[Concern] = Field(description="The monitor's own rules that speak now.")
+    suggestion: Suggestion | None = Field(description="A rollback that waits for a person to accept it.")
+    needs_person: str | None = Field(description="Why nothing more is ordered without a person.")
 
 
 class RawColumns(Message):

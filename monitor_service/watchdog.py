@@ -8,10 +8,9 @@ from functools import partial
 
 from sqlalchemy import Connection, select
 
-from monitor_service import commands, runs, tables, upkeep
+from monitor_service import commands, judging, runs, tables, upkeep
 from monitor_service.bell import Bell
-from monitor_service.facts import Facts
-from monitor_service.health import OVER, assess
+from monitor_service.health import OVER
 from monitor_service.settings import Settings
 from monitor_service.store import Store
 from shared.commands import CommandState
@@ -92,11 +91,7 @@ async def _to_its_end(work: Callable[[], object]) -> None:
 
 
 def _changing(connection: Connection, now: datetime, settings: Settings) -> list[str]:
-    open_runs = select(tables.runs.c.name, tables.runs.c.status, tables.runs.c.facts).where(
-        tables.runs.c.status.not_in(OVER)
-    )
-    return [
-        row.name
-        for row in connection.execute(open_runs)
-        if assess(Facts.model_validate_json(row.facts), now, settings).status != row.status
-    ]
+    known = tables.runs.c
+    seen = (known.name, known.status, known.facts, known.rules, known.checkpoint_interval_steps)
+    open_runs = connection.execute(select(*seen).where(known.status.not_in(OVER)))
+    return [row.name for row in open_runs if judging.is_due(row, now, settings)]

@@ -9,6 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 OURS = ("shared", "trainer", "monitor_service")
 
+FACTS = ("monitor_service.facts", "monitor_service.concerns")
+
 # Each room, and the rooms of ours that it may import besides itself.
 ROOMS: dict[str, tuple[str, ...]] = {
     "shared.base": (),
@@ -58,14 +60,16 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "monitor_service.settings": (),
     "monitor_service.tables": (),
-    "monitor_service.facts": ("shared",),
-    "monitor_service.health": ("shared", "monitor_service.settings", "monitor_service.facts"),
-    "monitor_service.policy": (
-        "shared",
-        "monitor_service.settings",
-        "monitor_service.facts",
-        "monitor_service.health",
+    "monitor_service.concerns": ("shared",),
+    "monitor_service.history": (),
+    "monitor_service.wire": ("shared",),
+    "monitor_service.facts": (
+        *("shared", "monitor_service.concerns", "monitor_service.history", "monitor_service.wire"),
     ),
+    "monitor_service.health": ("shared", "monitor_service.settings", *FACTS),
+    "monitor_service.rules": ("shared", "monitor_service.settings", *FACTS),
+    "monitor_service.risk": ("shared", "monitor_service.settings", *FACTS, "monitor_service.health"),
+    "monitor_service.policy": ("shared", "monitor_service.settings", *FACTS, "monitor_service.health"),
 }
 WITHOUT_TORCH = ("shared", "trainer.link", "monitor_service")
 

@@ -1,8 +1,11 @@
 """Commands: order one, and see what became of it."""
 
 import asyncio
+from collections.abc import Callable
+from datetime import datetime
 
 from fastapi import APIRouter, Request, Response
+from sqlalchemy import Connection
 
 from monitor_service import queries, runs
 from monitor_service.access import Principal
@@ -13,9 +16,10 @@ from monitor_service.api.dependencies import ConnectionDep, Monitor, MonitorDep
 from monitor_service.api.ingest import RunName
 from monitor_service.api.openapi import body_of
 from monitor_service.api.permissions import PrincipalDep, needs
+from monitor_service.concerns import Acceptance
 from monitor_service.tokens import Scope
 from monitor_service.views import CommandPage, CommandView
-from shared.commands import CommandRequest
+from shared.commands import Command, CommandRequest
 
 router = APIRouter(tags=["control"])
 
@@ -28,10 +32,22 @@ def place_order(monitor: Monitor, run: str, request: CommandRequest) -> CommandV
         Conflict: the run is over, or a command of the same kind is open.
     """
     bounds.check(request)
+    return _place(monitor, run, lambda connection, now: runs.order(connection, run, request, now))
+
+
+def accept_suggestion(monitor: Monitor, run: str, acceptance: Acceptance) -> CommandView:
+    """Order what was suggested, and wake the trainer's held reply. For a thread, too.
+
+    Raises:
+        NotFound: the run is not registered.
+        Conflict: the suggestion stands no more, or a rollback is open.
+    """
+    return _place(monitor, run, lambda connection, now: runs.accept(connection, run, acceptance, now))
+
+
+def _place(monitor: Monitor, run: str, order: Callable[[Connection, datetime], Command]) -> CommandView:
     now = monitor.clock()
-    view = monitor.store.write(
-        lambda connection: queries.command(connection, run, runs.order(connection, run, request, now).id)
-    )
+    view = monitor.store.write(lambda connection: queries.command(connection, run, order(connection, now).id))
     monitor.bell.ring(run)
     return view
 
@@ -52,6 +68,21 @@ async def order(run: RunName, request: Request, monitor: MonitorDep, principal: 
     """Ask the trainer to roll back, to stop, or to save a checkpoint."""
     wish = _signed(await read_message(request, CommandRequest, monitor.settings), principal)
     view = await asyncio.to_thread(place_order, monitor, run, wish)
+    return answer(view, 201, {"Location": f"/api/v1/runs/{run}/commands/{view.id}"})
+
+
+@router.post(
+    "/runs/{run}/suggestion/accept",
+    status_code=201,
+    response_model=CommandView,
+    openapi_extra=body_of(Acceptance),
+    dependencies=[needs(Scope.CONTROL)],
+)
+async def accept(run: RunName, request: Request, monitor: MonitorDep, principal: PrincipalDep) -> Response:
+    """Order the rollback that the policy suggests, as health tells it; once."""
+    told = await read_message(request, Acceptance, monitor.settings)
+    signed = told.model_copy(update={"issued_by": principal.signature(told.issued_by)})
+    view = await asyncio.to_thread(accept_suggestion, monitor, run, signed)
     return answer(view, 201, {"Location": f"/api/v1/runs/{run}/commands/{view.id}"})
 
 

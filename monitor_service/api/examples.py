@@ -15,11 +15,25 @@ _HEALTH = {
     "last_step_at": AT,
     "last_good_checkpoint": {"checkpoint": "step-00000040", "step": 40},
 }
-HEALTH = {**_HEALTH, "open_commands": [], "cost": COST}
+HEALTH = {
+    **_HEALTH,
+    "open_commands": [],
+    "cost": COST,
+    "risk": {"level": "raised", "reasons": ["the last 1 losses are not finite"]},
+    "concerns": [
+        {
+            **{"rule": "no_valid_checkpoint", "severity": "warning", "since": AT},
+            "words": "no checkpoint has passed its checks since step 20; one is due every 5 steps",
+        }
+    ],
+    "suggestion": None,
+    "needs_person": None,
+}
 SUMMARY = {
     **_HEALTH,
     **{"project": "maps", "attempt": 1, "started_at": AT, "loss": "NaN", "grad_norm": 1.9, "findings": 1},
     "cost": COST,
+    "risk": "raised",
 }
 DETAIL = {
     **SUMMARY,
@@ -71,6 +85,11 @@ COMMAND = {
     "state": "pending",
     "history": [{"state": "pending", "time": AT, "message": "ordered by ana"}],
 }
+RULES = {
+    "values": {"policy": "act", "loss_risen_factor": 3.0},
+    "reason": "its loss swings by nature",
+    "changed_by": "ana",
+}
 ALERT_LABELS = {
     "alertname": "TrainHealthNonfinite",
     **{"run": "demo", "project": "maps", "severity": "critical", "action": "roll_back"},
@@ -99,6 +118,8 @@ BODIES: dict[str, dict[str, Any]] = {
         "events": [FINDING],
         "hold_s": 1.0,
     },
+    "Acceptance": {"suggestion": "20260301-120000-000000", "issued_by": "ana"},
+    "RulesRequest": RULES,
     "Webhook": {
         "version": "4",
         "status": "firing",
@@ -158,6 +179,11 @@ ANSWERS: dict[str, dict[str, Any]] = {
     },
     "CommandPage": {"items": [COMMAND]},
     "CommandView": COMMAND,
+    "RulesView": {
+        **{"project": "maps", "run": "demo", "values": {"policy": "act", "loss_risen_factor": 3.0}},
+        **{"of_project": {"policy": "act"}, "of_run": {"loss_risen_factor": 3.0}},
+        "history": [{**RULES, "changed_at": AT}],
+    },
     "AlertsReceived": {"alerts": [ALERT], "truncated": 0},
     "AlertPage": {
         "items": [

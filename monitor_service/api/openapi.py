@@ -9,6 +9,8 @@ from pydantic.json_schema import models_json_schema
 from monitor_service.api.body import PACKED
 from monitor_service.api.examples import ANSWERS, BODIES, PROBLEM
 from monitor_service.api.problems import MEDIA_TYPE
+from monitor_service.concerns import Acceptance
+from monitor_service.rulebook import RulesRequest
 from monitor_service.webhook import Webhook
 from shared.commands import CommandRequest
 from shared.exchange import Batch, RunSpec
@@ -24,7 +26,7 @@ _PROBLEM = {
     },
 }
 _PACKED = {"type": "string", "format": "binary", "description": "The same as MessagePack (docs/protocol.md)."}
-_BODIES = (RunSpec, Batch, CommandRequest, Webhook)
+_BODIES = (RunSpec, Batch, CommandRequest, Acceptance, RulesRequest, Webhook)
 
 
 def body_of(model: type[BaseModel]) -> dict[str, Any]:

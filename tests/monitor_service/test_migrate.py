@@ -57,7 +57,7 @@ def test_a_database_of_a_newer_program_is_refused_and_left_alone(engine: Engine)
     bring_up_to_date(engine)
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(DatabaseNewer, match=r"revision 9999, this program knows up to 0005"):
+    with pytest.raises(DatabaseNewer, match=r"revision 9999, this program knows up to 0006"):
         bring_up_to_date(engine)
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "9999"

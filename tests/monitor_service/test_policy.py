@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from monitor_service.concerns import Judgement
 from monitor_service.facts import Facts
-from monitor_service.health import RunStatus
-from monitor_service.policy import Advice, advise
+from monitor_service.health import Health, RunStatus
+from monitor_service.policy import Advice, advise, still_needs_person
 from monitor_service.settings import PolicyConfig
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -21,11 +22,13 @@ def ask(
     policy: str = "act",
     status: RunStatus = RunStatus.DIVERGED,
     has_open_rollback: bool = False,
+    needs_person: str | None = None,
     **known: Any,
 ) -> Advice | None:
-    facts = Facts(last_seen=NOON, progress_at=NOON, nonfinite_losses=5, **known)
+    facts = Facts(last_seen=NOON, progress_at=NOON, judged=Judgement(needs_person=needs_person), **known)
     config = PolicyConfig.model_validate({"policy": policy})
-    return advise(status, facts, has_open_rollback=has_open_rollback, now=NOON, config=config)
+    health = Health(status, ("the last 5 losses are not finite",))
+    return advise(health, facts, has_open_rollback=has_open_rollback, now=NOON, config=config)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,7 @@ def ask(
     [
         ({}, "rollback ordered", True),
         ({"policy": "suggest"}, "suggested: roll back", False),
+        ({"needs_person": "a person must look"}, "a person must look", False),
         ({"has_open_rollback": True}, "ordered already", False),
         ({"automatic_orders": minutes_ago(59, 40)}, "rollback ordered", True),
         ({"automatic_orders": minutes_ago(59, 40, 20)}, "budget of 3", False),
@@ -54,6 +58,42 @@ def test_a_diverged_run_is_rolled_back_within_cooldown_and_budget(
 @pytest.mark.parametrize("status", [status for status in RunStatus if status is not RunStatus.DIVERGED])
 def test_nothing_follows_from_any_other_status(status: RunStatus) -> None:
     assert ask(status=status) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "suggests", "calls"),
+    [
+        ({"policy": "suggest"}, True, False),
+        ({"policy": "act"}, False, False),
+        ({"automatic_orders": minutes_ago(5)}, False, False),
+        ({"automatic_orders": minutes_ago(50, 40, 20)}, True, True),
+        ({"needs_person": "a person must look"}, True, True),
+        ({"policy": "suggest", "has_open_rollback": True}, False, False),
+    ],
+)
+def test_what_waits_for_a_person_is_suggested_with_the_reason(
+    asked: dict[str, Any], suggests: bool, calls: bool
+) -> None:
+    advice = ask(**asked)
+    assert advice is not None
+    assert advice.suggests == ("the last 5 losses are not finite" if suggests else None)
+    assert (advice.needs_person is not None) is calls
+
+
+@pytest.mark.parametrize(
+    ("status", "orders", "stands"),
+    [
+        (RunStatus.DIVERGED, [], True),
+        (RunStatus.DIVERGED, minutes_ago(20), True),
+        (RunStatus.HEALTHY, minutes_ago(20), True),
+        (RunStatus.HEALTHY, minutes_ago(61), False),
+    ],
+)
+def test_the_call_for_a_person_stands_until_an_hour_went_well(
+    status: RunStatus, orders: list[datetime], stands: bool
+) -> None:
+    facts = Facts(last_seen=NOON, progress_at=NOON, automatic_orders=orders)
+    assert still_needs_person(Health(status, ("x",)), facts, NOON) is stands
 
 
 def test_a_policy_that_is_off_says_nothing() -> None:

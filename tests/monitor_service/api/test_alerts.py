@@ -179,7 +179,9 @@ def test_cooldown_and_budget_hold_for_alerts_and_a_later_repeat_is_heard(
     )
     clock.advance(700)
     assert "budget of 2 rollbacks an hour" in fire(3)["detail"]
+    assert "a person must look" in monitor.tell("/health")["needs_person"]
     clock.advance(3600)
+    monitor.send(batch(60))  # an hour went well
     assert fire(4)["result"] == "ordered"
 
 

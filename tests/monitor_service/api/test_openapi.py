@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from monitor_service import comparing, incidents, pictures, views, webhook
+from monitor_service import comparing, incidents, pictures, rulebook, views, webhook
 from monitor_service.api.examples import ANSWERS, BODIES
 from shared.exchange import Reply
 
@@ -16,6 +16,7 @@ MODELS: dict[str, Any] = {
     **vars(incidents),
     **vars(webhook),
     **vars(pictures),
+    **vars(rulebook),
     "Reply": Reply,
 }
 
