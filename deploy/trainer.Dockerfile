@@ -20,7 +20,7 @@ COPY shared /app/shared
 COPY trainer /app/trainer
 COPY deploy/configs /app/deploy/configs
 COPY deploy/compose/train.sh deploy/compose/is_training.sh /app/
-ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
+ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 MPLCONFIGDIR=/tmp
 WORKDIR /data
 USER trainhealth
 # Whatever it does, something is written: a batch each second, a checkpoint now and then.
