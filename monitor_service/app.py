@@ -32,7 +32,8 @@ from monitor_service.metrics import Meters, RunCollector
 from monitor_service.newsroom import Newsroom
 from monitor_service.settings import Settings
 from monitor_service.store import Store, open_engine
-from monitor_service.web import login, pages
+from monitor_service.web import login, orders, pages, shell
+from monitor_service.web.sparklines import Sparklines
 from shared.base import utc_now
 
 API = "/api/v1"
@@ -44,6 +45,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
     # The framework's own pages about the API load scripts from the internet.
     app = FastAPI(title="TrainHealth monitor", version="1", lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.state.monitor = monitor
+    app.state.sparklines = Sparklines()
     for router in (
         ingest.router,
         query.router,
@@ -58,9 +60,10 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
         app.include_router(router, prefix=API)
     app.include_router(service.router)
     app.include_router(login.router)
+    app.include_router(orders.router)
     app.include_router(pages.router)
-    pages.mount_static(app)
-    add_problem_handlers(app)
+    shell.mount_static(app)
+    add_problem_handlers(app, shell.error_page)
     describe_bodies(app)
     app.add_middleware(Shortcut, monitor=monitor)
     app.add_middleware(Guard, monitor=monitor)

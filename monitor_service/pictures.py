@@ -74,7 +74,7 @@ def pictures(
     incident: str | None = None,
     limit: int = 100,
 ) -> PicturePage:
-    """The newest pictures of a run."""
+    """The newest pictures of a run: of the last attempt first, and of its last steps."""
     known = tables.pictures.c
     named = [column for column in known if column.name not in ("run_id", "png")]
     query = select(*named).where(known.run_id == run_row(connection, run).id)
@@ -82,7 +82,8 @@ def pictures(
         query = query.where(known.kind.in_(kinds))
     if incident is not None:
         query = query.where(known.incident == incident)
-    rows = connection.execute(query.order_by(known.time.desc(), known.picture).limit(limit)).mappings()
+    order = (known.attempt.desc(), known.step.desc(), known.picture)
+    rows = connection.execute(query.order_by(*order).limit(limit)).mappings()
     return PicturePage(
         items=[
             PictureView(

@@ -112,6 +112,7 @@ def events(
     run: str,
     *,
     types: Collection[str] = (),
+    without: Collection[str] = (),
     severities: Collection[Severity] = (),
     after: int = 0,
     limit: int = 200,
@@ -123,6 +124,8 @@ def events(
     query = select(tables.events).where(known.run_id == run_row(connection, run).id, known.id > after)
     if types:
         query = query.where(known.type.in_(types))
+    if without:
+        query = query.where(known.type.not_in(without))
     if severities:
         query = query.where(known.severity.in_(severities))
     rows = connection.execute(query.order_by(order).limit(limit)).all()

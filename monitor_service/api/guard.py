@@ -18,7 +18,7 @@ from monitor_service.access import Principal
 from monitor_service.api.dependencies import Monitor
 from monitor_service.api.headers import SECURITY, STRICT_TRANSPORT
 from monitor_service.api.hosts import Hosts
-from monitor_service.api.problems import answer_to
+from monitor_service.api.problems import answer_to, refusal
 from monitor_service.errors import Forbidden, MonitorError, NotAuthenticated, wrong_query
 from monitor_service.limits import Buckets
 
@@ -69,7 +69,7 @@ class Guard:
         except NotAuthenticated as error:
             return _to_login(scope, headers) or answer_to(error)
         except MonitorError as error:
-            return answer_to(error)
+            return refusal(Request(scope), error)
         scope.setdefault("state", {})["principal"] = principal
         return None
 

@@ -1,8 +1,11 @@
-"""Errors as answers: ``application/problem+json`` (RFC 9457) with what was found and what would do."""
+"""Errors as answers: ``application/problem+json`` (RFC 9457) with what was found and what would do.
+
+Whoever opens a page in a browser gets a page instead, which says the same.
+"""
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -53,19 +56,47 @@ ANSWERS: dict[type[MonitorError], tuple[int, str]] = {
 
 RETRY_AFTER_S = "5"
 
+ErrorPage = Callable[[Request, int, str, str], Response]
+"""Makes a page of a status, a title and what was found."""
+
+_FOR_PROGRAMS = ("/api/", "/metrics", "/healthz", "/openapi.json", "/static/")
+
 
 def status_of(error: MonitorError) -> int:
     """The HTTP status that answers the error."""
     return ANSWERS[type(error)][0]
 
 
-def add_problem_handlers(app: FastAPI) -> None:
-    """Let every refusal of this app be a problem document."""
+def add_problem_handlers(app: FastAPI, page: ErrorPage) -> None:
+    """Let every refusal of this app be a problem document, or a page where a page was asked for."""
+    app.state.error_page = page
     app.add_exception_handler(MonitorError, _monitor_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(DatabaseError, _database_error)
     app.add_exception_handler(Exception, _our_mistake)  # starlette still logs the traceback
+
+
+def wants_page(request: Request) -> bool:
+    """Whether a person's browser waits for a page."""
+    is_ours = not request.url.path.startswith(_FOR_PROGRAMS)
+    return is_ours and "text/html" in request.headers.get("accept", "")
+
+
+def refusal(request: Request, error: MonitorError) -> Response:
+    """The answer to an error in the form that suits the one who asks."""
+    if not wants_page(request):
+        return answer_to(error)
+    status, title = ANSWERS[type(error)]
+    return _page(request, status, title, str(error), _headers(error))
+
+
+def _page(
+    request: Request, status: int, title: str, detail: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    page: Response = request.app.state.error_page(request, status, title, detail)
+    page.headers.update(headers or {})
+    return page
 
 
 def problem(
@@ -88,7 +119,7 @@ async def answer_or_raise(request: Request, error: Exception) -> Response:
 
 async def _monitor_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MonitorError)
-    return answer_to(error)
+    return refusal(request, error)
 
 
 def answer_to(error: MonitorError) -> Response:
@@ -122,6 +153,8 @@ async def _invalid_request(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     title, where = str(error.detail).capitalize(), f"{request.method} {request.url.path}"
+    if wants_page(request):
+        return _page(request, error.status_code, title, f"there is no {request.url.path} here", error.headers)
     return problem(error.status_code, title, where, error.headers)
 
 
@@ -137,4 +170,6 @@ async def _database_error(request: Request, error: Exception) -> Response:
 
 async def _our_mistake(request: Request, error: Exception) -> Response:
     detail = f"{type(error).__name__}; the monitor's log has the details"
+    if wants_page(request):
+        return _page(request, 500, "Internal error", detail)
     return problem(500, "Internal error", detail, SECURITY)  # answered outside of the guard

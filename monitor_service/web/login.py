@@ -1,15 +1,8 @@
-"""Signing in and out: a token is exchanged for a cookie that scripts cannot read and other sites never send.
-
-Each form carries a text that follows from a cookie of its own, so that no other page can fill it in.
-"""
+"""Signing in and out: a token is exchanged for a cookie that no script reads and no other site sends."""
 
 import asyncio
-import hashlib
-import hmac
-import secrets
 from datetime import timedelta
 from typing import Annotated
-from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
@@ -19,48 +12,11 @@ from monitor_service import tokens
 from monitor_service.access import Principal
 from monitor_service.api.dependencies import Monitor, MonitorDep
 from monitor_service.api.guard import SESSION_COOKIE, address_of, principal_of
-from monitor_service.errors import BodyTooLarge, Forbidden, NotAuthenticated, WrongMediaType
+from monitor_service.errors import NotAuthenticated
 from monitor_service.tokens import Scope
-from monitor_service.web.pages import TEMPLATES, page
-
-FORM_COOKIE = "trainhealth_form"
-FORM_TYPE = "application/x-www-form-urlencoded"
-MAX_FORM_BYTES = 8 * 1024
+from monitor_service.web.forms import page_with_form, read_form, set_cookie
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
-
-
-def form_token(request: Request) -> str:
-    """What a form must carry, for the browser that asks."""
-    cookie = request.cookies.get(FORM_COOKIE) or getattr(request.state, "form_cookie", "")
-    return hashlib.sha256(f"form {cookie}".encode()).hexdigest() if cookie else ""
-
-
-TEMPLATES.env.globals["form_token"] = form_token
-
-
-async def read_form(request: Request) -> dict[str, str]:
-    """The fields of a form that one of our own pages sent.
-
-    Raises:
-        WrongMediaType, BodyTooLarge: it is no form, or a very long one.
-        Forbidden: it does not carry what the page gave it.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != FORM_TYPE:
-        raise WrongMediaType("Content-Type", kind, FORM_TYPE)
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_FORM_BYTES:
-            raise BodyTooLarge("form", MAX_FORM_BYTES)
-    fields = {name: values[-1] for name, values in parse_qs(body.decode("latin-1")).items()}
-    expected = form_token(request)
-    if not expected or not hmac.compare_digest(expected.encode(), fields.get("form_token", "").encode()):
-        raise Forbidden(
-            "the form is not from a page of this browser, or cookies are off; load the page again"
-        )
-    return fields
 
 
 @router.get("/login")
@@ -85,7 +41,7 @@ async def sign_in(request: Request, monitor: MonitorDep) -> Response:
     answer = RedirectResponse(goal, 303)
     if principal.token is not None:
         secret = await asyncio.to_thread(_open_session, monitor, principal)
-        _set_cookie(answer, request, SESSION_COOKIE, secret, monitor.settings.session_hours * 3600)
+        set_cookie(answer, request, SESSION_COOKIE, secret, monitor.settings.session_hours * 3600)
     return answer
 
 
@@ -124,25 +80,7 @@ def _open_session(monitor: Monitor, principal: Principal) -> str:
 
 
 def _login_page(request: Request, goal: str, error: str = "", status: int = 200) -> Response:
-    is_new = FORM_COOKIE not in request.cookies
-    if is_new:
-        request.state.form_cookie = secrets.token_urlsafe(32)
-    answer = page(request, "login.html", {"goal": _local(goal), "error": error}, status)
-    if is_new:
-        _set_cookie(answer, request, FORM_COOKIE, request.state.form_cookie, None)
-    return answer
-
-
-def _set_cookie(answer: Response, request: Request, name: str, value: str, max_age_s: float | None) -> None:
-    answer.set_cookie(
-        name,
-        value,
-        max_age=None if max_age_s is None else int(max_age_s),
-        path="/",
-        secure=request.url.scheme == "https",
-        httponly=True,
-        samesite="strict",
-    )
+    return page_with_form(request, "login.html", {"goal": _local(goal), "error": error}, status)
 
 
 def _local(goal: str) -> str:

@@ -1,51 +1,30 @@
-"""The pages' routes: all runs, one run, and a page for a run that is not here."""
+"""The pages' routes: all runs, one run, one incident."""
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse
-from fastapi.staticfiles import StaticFiles
-from fastapi.templating import Jinja2Templates
 
-from monitor_service.access import refuse_foreign
+from monitor_service.access import Principal, refuse_foreign
 from monitor_service.api.dependencies import ConnectionDep
 from monitor_service.api.permissions import PrincipalDep, needs
 from monitor_service.errors import Forbidden, NotFound
-from monitor_service.run_list import list_runs
+from monitor_service.health import RunStatus
+from monitor_service.run_list import Sort
 from monitor_service.tokens import Scope
-from monitor_service.web import words
+from monitor_service.web.fleet import FleetView, Wish
+from monitor_service.web.incident_page import IncidentPageView
 from monitor_service.web.run_page import RunPageView
-
-HERE = Path(__file__).parent
-RUNS_ON_A_PAGE = 50
-
-SECURITY_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
-    ),
-    "Referrer-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",  # a page tells the present; going back must not show the past as present
-}
+from monitor_service.web.shell import page
+from monitor_service.web.sparklines import Sparklines
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 
-def _templates() -> Jinja2Templates:
-    templates = Jinja2Templates(directory=HERE / "templates")
-    templates.env.trim_blocks = templates.env.lstrip_blocks = True
-    templates.env.filters.update(words.FILTERS)
-    templates.env.globals["static"] = lambda name: f"/static/{name}"
-    return templates
-
-
-TEMPLATES = _templates()
-
-
-def page(request: Request, template: str, context: dict[str, Any], status_code: int = 200) -> Response:
-    """A page from its template."""
-    return TEMPLATES.TemplateResponse(request, template, context, status_code, headers=SECURITY_HEADERS)
+def get_sparklines(request: Request) -> Sparklines:
+    """Those of this app, which remember what they drew."""
+    found: Sparklines = request.app.state.sparklines
+    return found
 
 
 @router.get("/", dependencies=[needs(Scope.READ)])
@@ -53,47 +32,61 @@ def fleet(
     request: Request,
     connection: ConnectionDep,
     principal: PrincipalDep,
-    cursor: Annotated[str | None, Query()] = None,
+    sparklines: Annotated[Sparklines, Depends(get_sparklines)],
+    status: Annotated[list[RunStatus], Query(default_factory=list)],
+    search: Annotated[str, Query(max_length=100)] = "",
+    sort: Sort = Sort.NEWEST,
+    cursor: Annotated[str | None, Query(max_length=500)] = None,
 ) -> Response:
-    """All runs, youngest first."""
-    runs = list_runs(connection, project=principal.project, limit=RUNS_ON_A_PAGE, cursor=cursor)
-    return page(request, "fleet.html", {"page": runs, "signs": words.STATUS})
+    """Runs that fit the wish, in its order."""
+    wish = Wish(list(dict.fromkeys(status)), search.strip(), sort, cursor)
+    view = FleetView.read(connection, sparklines, wish, principal.project)
+    return page(request, "fleet.html", {"fleet": view})
 
 
 @router.get("/runs/{run}")
 def one_run(request: Request, connection: ConnectionDep, principal: PrincipalDep, run: str) -> Response:
     """All about one run; 404 with what to do if there is none of this name, or it is another project's."""
-    if not principal.may(Scope.READ):
-        raise Forbidden(f"token {principal.name!r} may not read")
     try:
-        refuse_foreign(connection, principal, run)
-        view = RunPageView.read(connection, run)
+        _admit(connection, principal, run)
+        view = RunPageView.read(connection, run, may_order=principal.may(Scope.CONTROL))
     except NotFound:
         return _no_such_run(request, run)
     return page(request, "run.html", {"page": view})
 
 
+@router.get("/runs/{run}/incidents/{incident}")
+def one_incident(
+    request: Request, connection: ConnectionDep, principal: PrincipalDep, run: str, incident: str
+) -> Response:
+    """One fault, from its onset to its outcome."""
+    try:
+        _admit(connection, principal, run)
+        view = IncidentPageView.read(connection, run, incident)
+    except NotFound:
+        return _no_such_run(request, run)
+    if view is None:
+        return _not_here(request, "No such incident", f"Run {run} tells of no incident “{incident}”.")
+    return page(request, "incident.html", {"page": view})
+
+
+def _admit(connection: ConnectionDep, principal: Principal, run: str) -> None:
+    if not principal.may(Scope.READ):
+        raise Forbidden(f"token {principal.name!r} may not read")
+    refuse_foreign(connection, principal, run)
+
+
 def _no_such_run(request: Request, run: str) -> Response:
+    return _not_here(request, "No such run", f"This monitor knows no run called “{run}”.")
+
+
+def _not_here(request: Request, heading: str, reason: str) -> Response:
     context = {
-        "heading": "No such run",
-        "reason": f"This monitor knows no run called “{run}”.",
+        "heading": heading,
+        "reason": reason,
         "remedy": (
             "Check the name in the address. If the trainer has only just started, it may not have reached "
             "this monitor yet: load the page again in a moment."
         ),
     }
     return page(request, "error.html", context, status_code=404)
-
-
-class _Revalidated(StaticFiles):
-    """Browsers keep the files but ask each time whether they changed: no old script after an upgrade."""
-
-    def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        response = super().file_response(*args, **kwargs)
-        response.headers["Cache-Control"] = "no-cache"
-        return response
-
-
-def mount_static(app: FastAPI) -> None:
-    """Serve stylesheets, scripts and the vendored chart library under ``/static``."""
-    app.mount("/static", _Revalidated(directory=HERE / "static"), name="static")

@@ -1,5 +1,6 @@
 """What the page of one run shows: health, key numbers, marks for the charts, and what happened."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -8,6 +9,8 @@ from sqlalchemy import Connection
 
 from monitor_service import queries
 from monitor_service.health import OVER
+from monitor_service.incidents import IncidentPage, incidents
+from monitor_service.pictures import PictureView, pictures
 from monitor_service.views import CheckpointView, CommandView, EventView, HealthView, RunDetail
 from monitor_service.web import words
 from monitor_service.web.marks import Kind, Mark, mark_attempt, mark_checkpoint, mark_event
@@ -17,8 +20,14 @@ MAX_EVENTS = 500
 MAX_CHECKPOINTS = 50
 """So many of the newest are listed; the page links to all."""
 
-TOLD = ("attempt_started", "finding", "step_skipped", "rollback", "run_ended")
+MAX_DRAWN = 24
+
+ELSEWHERE = ("checkpoint", "command", "picture", "incident")
+"""Events that other parts of the page show; one of a type that is not known here is told by its name."""
+
 CHARTS = (("loss", "Loss"), ("grad_norm", "Gradient norm"))
+MODULES = "grad_norm/"
+"""Before the names of modules whose norms are sent."""
 
 _EVENT: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
 
@@ -32,41 +41,11 @@ class Happening:
 
 
 @dataclass(frozen=True)
-class RunPageView:
-    """Everything that ``run.html`` needs."""
+class Told:
+    """What a run told: in words, newest first, and as marks for its charts."""
 
-    run: RunDetail
-    health: HealthView
     happenings: list[Happening]
-    checkpoints: list[CheckpointView]
-    commands: list[CommandView]
     marks: list[Mark]
-
-    charts = CHARTS
-    max_events = MAX_EVENTS
-    max_checkpoints = MAX_CHECKPOINTS
-    checkpoint_signs = words.CHECKPOINT
-    command_words = words.COMMAND
-
-    @classmethod
-    def read(cls, connection: Connection, run: str) -> "RunPageView":
-        """Raises NotFound: no such run."""
-        detail = queries.run_detail(connection, run)
-        newest = queries.events(connection, run, types=TOLD, limit=MAX_EVENTS, newest_first=True).items
-        events = [(event, _EVENT.validate_python(event.data)) for event in newest]
-        checkpoints = queries.checkpoints(connection, run).items
-        return cls(
-            run=detail,
-            health=queries.health(connection, run),
-            happenings=_tell(events),
-            checkpoints=checkpoints,
-            commands=queries.commands(connection, run).items,
-            marks=_marks(detail, events, checkpoints),
-        )
-
-    @property
-    def sign(self) -> words.Sign:
-        return words.STATUS[self.health.status]
 
     @property
     def legend(self) -> list[tuple[Mark, int]]:
@@ -80,31 +59,107 @@ class RunPageView:
         order = get_args(Kind)
         return [(first[look], counts[look]) for look in sorted(first, key=lambda look: order.index(look[0]))]
 
-    @property
-    def story(self) -> dict[str, Any]:
-        """What the page's script must know to draw."""
-        shown = [name for name, _ in CHARTS if name in self.run.series]
+    def story(self, run: RunDetail, *, is_over: bool) -> dict[str, Any]:
+        """What a page's script must know to draw."""
         return {
-            "run": self.run.run,
-            "step": self.run.step,
-            "is_over": self.health.status in OVER,
-            "series": shown,
-            "attempts": [{"attempt": a.attempt, "start_step": a.start_step} for a in self.run.attempts],
+            "run": run.run,
+            "step": run.step,
+            "is_over": is_over,
+            "series": [name for name, _ in CHARTS if name in run.series],
+            "modules": [name for name in run.series if name.startswith(MODULES)],
+            "attempts": [{"attempt": a.attempt, "start_step": a.start_step} for a in run.attempts],
             "marks": [mark.as_json() for mark in self.marks],
         }
 
 
-def _tell(events: list[tuple[EventView, AnyEvent]]) -> list[Happening]:
+def told_events(
+    connection: Connection, run: RunDetail, checkpoints: Sequence[CheckpointView] | None = None
+) -> Told:
+    """The newest events of a run, and its checkpoints (those of the database, if none are given)."""
+    if checkpoints is None:
+        checkpoints = queries.checkpoints(connection, run.run).items
+    newest = queries.events(connection, run.run, without=ELSEWHERE, limit=MAX_EVENTS, newest_first=True).items
+    events = [(event, _EVENT.validate_python(event.data)) for event in newest]
     told = ((view, words.tell(event)) for view, event in events)
-    return [Happening(view, telling) for view, telling in told if telling is not None]
-
-
-def _marks(
-    run: RunDetail, events: list[tuple[EventView, AnyEvent]], checkpoints: list[CheckpointView]
-) -> list[Mark]:
     found = (mark_event(event, view.attempt) for view, event in events)
+    return Told(
+        [Happening(view, telling) for view, telling in told if telling is not None],
+        [
+            *(mark for mark in found if mark is not None),
+            *(mark_attempt(attempt) for attempt in run.attempts if attempt.reason == "resume"),
+            *(mark_checkpoint(checkpoint) for checkpoint in checkpoints),
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The maps that were drawn at one step."""
+
+    step: int
+    attempt: int
+    pictures: list[PictureView]
+
+
+@dataclass(frozen=True)
+class RunPageView:
+    """Everything that ``run.html`` needs."""
+
+    run: RunDetail
+    health: HealthView
+    told: Told
+    incidents: IncidentPage
+    drawn: list[Drawn]
+    checkpoints: list[CheckpointView]
+    commands: list[CommandView]
+    may_order: bool
+
+    charts = CHARTS
+    max_events = MAX_EVENTS
+    max_checkpoints = MAX_CHECKPOINTS
+    checkpoint_signs = words.CHECKPOINT
+    command_words = words.COMMAND
+    command_signs = words.COMMAND_STATE
+    outcome_signs = words.OUTCOME
+
+    @classmethod
+    def read(cls, connection: Connection, run: str, *, may_order: bool) -> "RunPageView":
+        """Raises NotFound: no such run."""
+        detail = queries.run_detail(connection, run)
+        checkpoints = queries.checkpoints(connection, run).items
+        return cls(
+            run=detail,
+            health=queries.health(connection, run),
+            told=told_events(connection, detail, checkpoints),
+            incidents=incidents(connection, run),
+            drawn=_by_step(pictures(connection, run, kinds=["drawn"], limit=MAX_DRAWN).items),
+            checkpoints=checkpoints,
+            commands=queries.commands(connection, run).items,
+            may_order=may_order,
+        )
+
+    @property
+    def is_over(self) -> bool:
+        return self.health.status in OVER
+
+    @property
+    def sign(self) -> words.Sign:
+        return words.STATUS[self.health.status]
+
+    @property
+    def story(self) -> dict[str, Any]:
+        """What the page's script must know to draw."""
+        return self.told.story(self.run, is_over=self.is_over)
+
+    def is_abandoned(self, attempt: int, step: int) -> bool:
+        """Whether a later attempt began at or before that step."""
+        return any(one.attempt > attempt and one.start_step < step for one in self.run.attempts)
+
+
+def _by_step(found: Sequence[PictureView]) -> list[Drawn]:
+    """Pictures of one moment together, the newest first."""
+    places = dict.fromkeys((one.step, one.attempt) for one in found)
     return [
-        *(mark for mark in found if mark is not None),
-        *(mark_attempt(attempt) for attempt in run.attempts if attempt.reason == "resume"),
-        *(mark_checkpoint(checkpoint) for checkpoint in checkpoints),
+        Drawn(step, attempt, [one for one in found if (one.step, one.attempt) == (step, attempt)])
+        for step, attempt in places
     ]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from functools import singledispatch
 from typing import Literal
 
-from shared.commands import CommandKind
+from shared.commands import CommandKind, CommandState
 from shared.events import (
     AttemptStarted,
     Change,
@@ -70,6 +70,16 @@ COMMAND: dict[CommandKind, str] = {
     CommandKind.SAVE_CHECKPOINT: "Save a checkpoint",
 }
 
+COMMAND_STATE: dict[CommandState, Sign] = {
+    CommandState.PENDING: Sign("ring", "note", "Pending"),
+    CommandState.DELIVERED: Sign("ring", "note", "Delivered"),
+    CommandState.ACCEPTED: Sign("back", "back", "Accepted"),
+    CommandState.SUCCEEDED: Sign("check", "ok", "Succeeded"),
+    CommandState.FAILED: Sign("cross", "bad", "Failed"),
+    CommandState.REFUSED: Sign("refused", "warn", "Refused"),
+    CommandState.EXPIRED: Sign("silent", "warn", "Expired"),
+}
+
 SKIPPED = Sign("refused", "bad", "Skipped step")
 ROLLBACK = Sign("back", "back", "Rollback")
 ATTEMPT = Sign("start", "idle", "Attempt")
@@ -78,6 +88,12 @@ RESUME = Sign("start", "idle", "Resume")
 CHANGE = Sign("diamond", "note", "Change")
 HEALED = Sign("check", "ok", "Healed")
 UNKNOWN = Sign("ring", "idle", "Other event")
+
+OUTCOME = {
+    "open": Sign("triangle", "warn", "Open"),
+    "healed": HEALED,
+    "stopped": Sign("critical", "bad", "Ended the run"),
+}
 
 _ENDINGS = {"finished": STATUS["finished"], "stopped": STATUS["stopped"], "failed": STATUS["failed"]}
 _CHANGED = {
@@ -221,12 +237,11 @@ def _(event: Change) -> Telling:
 
 @tell.register
 def _(event: Incident) -> Telling:
-    sign = {"open": SEVERITY[Severity.WARNING], "healed": HEALED, "stopped": SEVERITY[Severity.CRITICAL]}
     where = f" in {event.module}" if event.module else ""
     text = f"Incident {event.incident} ({event.kind}{where}): {event.message} {event.action}".rstrip()
     cost = f"cost {steps(event.steps_lost)} and {seconds(event.seconds_lost)}"
     samples = f", samples {', '.join(event.sample_ids)}" if event.sample_ids else ""
-    return Telling(sign[event.outcome], text, cost + samples)
+    return Telling(OUTCOME[event.outcome], text, cost + samples)
 
 
 @tell.register

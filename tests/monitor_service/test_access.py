@@ -296,6 +296,35 @@ def test_a_person_signs_in_looks_and_signs_out(serve: Any, make: Make) -> None:
     )
 
 
+def test_who_may_only_read_gets_no_buttons_and_a_page_that_says_why(
+    serve: Any, make: Make, batch: Build
+) -> None:
+    reader, trainer, boss = make("read"), make("ingest"), make("read", "control")
+    served = serve()
+    served.put("/api/v1/runs/demo", json=REGISTRATION, headers=bearer(trainer))
+    served.post("/api/v1/runs/demo/exchange", json=batch(1, [0, 1]), headers=bearer(trainer))
+    shown = {
+        who: served.get("/runs/demo", headers={**HTML, **bearer(secret)}).text
+        for who, secret in (("reader", reader), ("boss", boss))
+    }
+    assert "ordering needs one with the scope “control”" in shown["reader"]
+    assert "/order?kind=stop" not in shown["reader"]
+    assert "/order?kind=stop" in shown["boss"]
+    refused = served.get("/runs/demo/order?kind=stop", headers={**HTML, **bearer(reader)})
+    assert refused.status_code == 403
+    assert "<h1>Not allowed</h1>" in refused.text
+    assert "has scope read; this needs control" in refused.text
+    asked = served.get("/runs/demo/order?kind=stop", headers={**HTML, **bearer(boss)})
+    sent = served.post(
+        "/runs/demo/order",
+        data=form(asked.text, kind="stop", reason="enough", issued_by="nobody"),
+        headers={**HTML, **bearer(boss)},
+    )
+    assert sent.status_code == 303
+    (command,) = served.get("/api/v1/runs/demo/commands", headers=bearer(boss)).json()["items"]
+    assert command["issued_by"] == "nobody (token ana)", "whatever name is typed, the token is on record"
+
+
 def test_a_form_from_elsewhere_does_not_sign_anybody_in(serve: Any, make: Make) -> None:
     secret = make("read")
     served = serve()

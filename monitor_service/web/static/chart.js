@@ -46,7 +46,7 @@ function roundOnly(chart, ticks) {
   return ticks.map((tick) => (isKept(tick) ? tick : null));
 }
 
-function axes(palette, log) {
+function axes(palette, log, gutter) {
   const common = {
     stroke: palette.quiet,
     font: `11px ${getComputedStyle(document.body).fontFamily}`,
@@ -56,7 +56,7 @@ function axes(palette, log) {
   const rounding = log ? { filter: roundOnly, grid: { ...common.grid, filter: roundOnly } } : {};
   return [
     { ...common, grid: { show: false }, gap: LANES.below, size: 24 + LANES.below, values: (_, ticks) => ticks.map(stepText), incrs: WHOLE },
-    { ...common, ...rounding, size: 58, gap: 8, values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : measured(tick))) },
+    { ...common, ...rounding, size: gutter, gap: 8, values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : measured(tick))) },
   ];
 }
 
@@ -71,9 +71,9 @@ function scales(log, range) {
  * Draw a chart in `holder`.
  *
  * `range()` answers [first, last] step to show, `marks()` what to mark, `onZoom(first, last)` hears a dragged
- * selection (nothing: show all), `onCursor(chart)` each move. Charts with the same `group` share their cursor.
+ * selection (nothing: show all), `onCursor(chart)` each move; `gutter` is the space on the left, in pixels. Charts with the same `group` share their cursor.
  */
-export function drawChart({ holder, label, frame, log, group, range, marks, onZoom, onCursor }) {
+export function drawChart({ holder, label, frame, log, group, gutter, range, marks, onZoom, onCursor }) {
   const palette = colours();
   const layerCount = frame.data.length - FIRST_LAYER;
   const select = (chart) => {
@@ -95,7 +95,7 @@ export function drawChart({ holder, label, frame, log, group, range, marks, onZo
       bind: { dblclick: () => () => onZoom() },
     },
     scales: scales(log, range),
-    axes: axes(palette, log),
+    axes: axes(palette, log, gutter),
     series: series(label, palette, layerCount),
     bands: [{ series: [HIGH, LOW], fill: faint(palette.accent, 0.16) }],
     hooks: {

@@ -1,5 +1,6 @@
-// The page of all runs: nothing but fresh.
+// The page of all runs: fresh, and a choice of order or name takes effect at once.
 
 import { keepLive } from "./live.js";
 
-keepLive();
+document.getElementById("sort").addEventListener("change", ({ target }) => target.form.requestSubmit());
+keepLive({ stream: "/api/v1/stream" });

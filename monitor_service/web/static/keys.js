@@ -5,7 +5,8 @@ import { indexOf } from "./frame.js";
 function moveTo(chart, step) {
   const { min, max } = chart.scales.x;
   const left = chart.valToPos(Math.min(Math.max(step, min), max), "x");
-  chart.setCursor({ left, top: chart.over.clientHeight / 2 });
+  const { top } = chart.cursor;
+  chart.setCursor({ left, top: top >= 0 ? top : chart.over.clientHeight / 2 });
 }
 
 /** Where the cursor is, or the first step shown. */

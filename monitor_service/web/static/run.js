@@ -3,6 +3,7 @@
 import { canBeLog, drawChart } from "./chart.js";
 import { frames } from "./frame.js";
 import { measured } from "./format.js";
+import { HeatMap } from "./heat.js";
 import { answerKeys } from "./keys.js";
 import { keepLive } from "./live.js";
 import { countByKind } from "./marks.js";
@@ -15,7 +16,7 @@ const readStory = () => JSON.parse(document.getElementById("story").textContent)
 const byId = (id) => document.getElementById(id);
 
 let story = readStory();
-let zoom = null;
+let zoom = story.focus ?? null;
 const store = new SeriesStore(story.run);
 const charts = [...document.querySelectorAll(".chart")].map((holder) => ({
   holder, name: holder.dataset.series, label: holder.dataset.label, log: true, frame: null, plot: null,
@@ -31,6 +32,9 @@ function range() {
   return first < last ? [first, last] : [first - 1, last + 1];
 }
 
+/** Space left of the charts: as wide as the names of modules, where there are some and it can be spared. */
+const gutter = () => (story.modules.length && charts[0].holder.clientWidth > 640 ? 164 : 58);
+
 const points = () => Math.max(200, Math.round(2 * charts[0].holder.clientWidth));
 
 const marksOf = ({ frame }) => [
@@ -44,7 +48,7 @@ function draw(chart) {
   chart.plot?.destroy();
   const canLog = canBeLog(chart.frame.data);
   chart.plot = drawChart({
-    ...chart, log: chart.log && canLog, group: story.run, range,
+    ...chart, log: chart.log && canLog, group: story.run, gutter: gutter(), range,
     marks: () => marksOf(chart),
     onZoom: setZoom,
     onCursor: (plot) => follow(chart, plot),
@@ -96,9 +100,12 @@ async function setZoom(first, last) {
 
 async function refresh({ always = false } = {}) {
   const before = JSON.stringify(story.marks);
+  const hadModules = story.modules.length > 0;
   story = readStory();
+  if (hadModules !== story.modules.length > 0) show({ anew: true }); // the gutter has changed
   const changed = await store.update(story, zoom, points());
   if (changed || always || !charts[0].frame || before !== JSON.stringify(story.marks)) show();
+  if (charts[0].frame?.data[0].length) await heat.update(story, zoom);
 }
 
 function tabulate() {
@@ -124,8 +131,28 @@ function setUp(chart) {
   });
 }
 
+const heat = new HeatMap(byId("heat"), { range, group: story.run, onZoom: setZoom, gutter });
+answerKeys({
+  holder: byId("heat"),
+  chart: () => heat.plot,
+  marks: () => story.marks,
+  onZoom: setZoom,
+  onMove: () => (byId("reading").textContent = heat.reading()),
+});
+byId("heat").addEventListener("keydown", (event) => {
+  const rows = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+  if (!rows || !heat.plot) return;
+  event.preventDefault();
+  heat.move(rows);
+  byId("reading").textContent = heat.reading();
+});
+
 charts.forEach(setUp);
+byId("whole-run").hidden = !zoom;
 byId("whole-run").addEventListener("click", () => setZoom());
 byId("numbers").addEventListener("toggle", tabulate);
-onThemeChange(() => show({ anew: true }));
-keepLive({ then: refresh, hasEnded: () => story.is_over });
+onThemeChange(() => {
+  show({ anew: true });
+  heat.draw();
+});
+keepLive({ stream: `/api/v1/runs/${encodeURIComponent(story.run)}/stream`, then: refresh, hasEnded: () => story.is_over });

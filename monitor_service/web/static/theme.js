@@ -1,7 +1,7 @@
 // Colours and shapes for the canvas, read from the page, so that chart and legend cannot differ.
 
 const TONES = ["ok", "note", "warn", "bad", "back", "idle"];
-const PLAIN = ["accent", "text", "quiet", "line", "line-strong", "surface"];
+const PLAIN = ["accent", "text", "quiet", "line", "line-strong", "surface", "heat-low", "heat-middle", "heat-high"];
 
 /** The present colours (light or dark) by their names in base.css. */
 export function colours() {
@@ -11,6 +11,14 @@ export function colours() {
 
 /** `colour` (#rrggbb) at an opacity of `alpha`. */
 export const faint = (colour, alpha) => colour + Math.round(alpha * 255).toString(16).padStart(2, "0");
+
+const channels = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+
+/** The colour between two (#rrggbb) at `share` of the way from the first to the second. */
+export function mix(one, other, share) {
+  const [from, to] = [channels(one), channels(other)];
+  return `rgb(${from.map((value, at) => Math.round(value + (to[at] - value) * share)).join(" ")})`;
+}
 
 const shapes = new Map();
 

@@ -1,9 +1,12 @@
 """A run with everything that the run page must show, told to a monitor through its own API.
 
-600 steps. A NaN gradient is refused at step 120, a loss of NaN is applied at step 180, a guard rolls back
-from 250 to 240, a command from 400 to 350; checkpoints end sealed, good and bad.
+600 steps. A NaN gradient is refused at step 120 and its sample set aside, a loss of NaN is applied at step
+180, a guard rolls back from 250 to 240, a command from 400 to 350; checkpoints end sealed, good and bad, and
+maps are drawn at some of them. Norms of five modules come every twenty steps, one of them NaN at step 160.
 """
 
+import base64
+import io
 import math
 import random
 import socket
@@ -13,10 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, Literal
 
 import httpx
 import pytest
 import uvicorn
+from PIL import Image
 
 from monitor_service.app import create_app
 from monitor_service.settings import Settings
@@ -24,10 +29,14 @@ from shared.commands import CommandRequest
 from shared.events import (
     AnyEvent,
     AttemptStarted,
+    Change,
     CheckpointChanged,
     CheckpointState,
     CommandUpdate,
     Finding,
+    Incident,
+    OpaqueEvent,
+    Picture,
     Rollback,
     RunEnded,
     Severity,
@@ -39,6 +48,9 @@ BEGIN = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
 STEP_S = 0.08
 NAN_STEP = 180
 REFUSED_STEP = 120
+NAN_MODULE_STEP = 160
+MODULES = ("unet.stem", "unet.levels.0", "unet.levels.1", "unet.middle", "unet.noise_decoder.final_conv")
+DATA_INCIDENT, WEIGHTS_INCIDENT = "step-00000120-1", "step-00000250-2"
 
 
 def noise(step: int, size: float) -> float:
@@ -56,6 +68,30 @@ def loss_at(step: int) -> float:
 def grad_norm_at(step: int) -> float:
     """Falls from 2.7 to about 0.25."""
     return (0.2 + 2.5 * math.exp(-step / 160)) * noise(step + 1_000_000, 0.2)
+
+
+def module_norm_at(step: int, place: int) -> float | None:
+    """Of one module, every twenty steps."""
+    if step % 20:
+        return None
+    if step == NAN_MODULE_STEP and place == 3:
+        return math.nan
+    return grad_norm_at(step) * 10.0**-place * noise(step + place, 0.3)
+
+
+def a_png(step: int, tiles: int) -> str:
+    """A smooth picture of so many tiles, as base64; one pixel is red."""
+    image = Image.new("RGB", (32 * tiles + 4 * (tiles - 1), 32), "white")
+    for x in range(image.width):
+        for y in range(32):
+            tile, left = divmod(x, 36)
+            glow = math.exp(-((left - 10 - tile * 4) ** 2 + (y - 14) ** 2) / (60 + step / 4))
+            if left < 32:
+                image.putpixel((x, y), (int(60 + 180 * glow), int(20 + 210 * glow), int(90 - 40 * glow)))
+    image.putpixel((20, 20), (217, 38, 38))
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return base64.b64encode(content.getvalue()).decode()
 
 
 class Teller:
@@ -80,16 +116,25 @@ class Teller:
         answer = self.http.post(url, content=batch.model_dump_json(), headers=JSON)
         assert answer.status_code == 200, answer.text
 
-    def train(self, first: int, last: int, factor: float = 1.0) -> None:
-        """Applied updates ``first`` to ``last - 1``, their loss times ``factor ** k``."""
+    def train(self, first: int, last: int, factor: float = 1.0, *, plain: bool = False) -> None:
+        """Applied updates ``first`` to ``last - 1``, their loss times ``factor ** k``, or ``plain`` ones."""
         for start in range(first, last, 10_000):
-            self.send(self._columns(range(start, min(start + 10_000, last)), factor))
+            steps = range(start, min(start + 10_000, last))
+            self.send(self._plain(steps) if plain else self._columns(steps, factor))
+
+    def _plain(self, steps: range) -> Columns:
+        values = [0.05 + 1 / (step + 1) + step % 97 / 5_000 for step in steps]
+        self.applied += len(steps)
+        times = [self.begin.timestamp() + step * STEP_S for step in steps]
+        return Columns(step=list(steps), time=times, series={"loss": list(values), "grad_norm": list(values)})
 
     def _columns(self, steps: range, factor: float) -> Columns:
         series: dict[str, list[float | None]] = {
             "loss": [loss_at(step) * factor ** (step - steps[0]) for step in steps],
             "grad_norm": [grad_norm_at(step) * factor ** (step - steps[0]) for step in steps],
         }
+        for place, module in enumerate(MODULES):
+            series[f"grad_norm/{module}"] = [module_norm_at(step, place) for step in steps]
         times = [
             (self.begin + timedelta(seconds=(self.applied + i) * STEP_S)).timestamp()
             for i in range(len(steps))
@@ -103,6 +148,21 @@ class Teller:
     def start(self, attempt: int, step: int, reason: str) -> None:
         self.attempt = attempt
         self.tell(AttemptStarted(step=step, time=self.moment(), attempt=attempt, reason=reason))
+
+    def picture(
+        self, kind: Literal["drawn", "sample"], step: int, number: int, title: str, **more: Any
+    ) -> Picture:
+        tiles = ("truth", "drawn", "difference") if kind == "drawn" else ("image", "cond 1", "cond 2")
+        return Picture(
+            step=step,
+            time=self.moment(),
+            picture=f"{kind}-{step:08d}-{self.attempt}-{number}",
+            kind=kind,
+            title=title,
+            tiles=tiles,
+            png=a_png(step, len(tiles)),
+            **more,
+        )
 
     def checkpoint(
         self, step: int, state: CheckpointState, failed_check: str | None = None
@@ -125,6 +185,46 @@ JSON = {"Content-Type": "application/json"}
 def _kept(teller: Teller, steps: range) -> None:
     states = (CheckpointState.SEALED, CheckpointState.GOOD)
     teller.tell(*(teller.checkpoint(step, state) for step in steps for state in states))
+    for step in steps[1::2]:
+        drawn = (
+            teller.picture("drawn", step, number, f"map {name}", reading={"nmse": 60 / (step + 90)})
+            for number, name in enumerate(("112_0", "87_1"))
+        )
+        teller.tell(*drawn)
+
+
+def _bad_sample(teller: Teller) -> None:
+    incident = Incident(
+        step=REFUSED_STEP,
+        time=teller.moment(),
+        incident=DATA_INCIDENT,
+        onset_step=REFUSED_STEP,
+        guard="nonfinite",
+        kind="data",
+        message="the gradient is not finite",
+        module="unet.mid.attention.to_q",
+        sample_ids=("dpm_207",),
+        evidence=f"incidents/{DATA_INCIDENT}",
+        reading={"loss": 0.47, "grad_norm": math.nan},
+    )
+    done = {"action": "set aside dpm_207", "steps_lost": 1, "seconds_lost": 0.21, "outcome": "healed"}
+    teller.tell(
+        incident,
+        teller.picture("sample", REFUSED_STEP, 0, "sample dpm_207", incident=DATA_INCIDENT),
+        Change(
+            step=REFUSED_STEP,
+            time=teller.moment(),
+            what="quarantine",
+            value="dpm_207",
+            previous="",
+            reason="not finite by itself",
+            incident=DATA_INCIDENT,
+        ),
+        incident.model_copy(update=done),
+        OpaqueEvent.model_validate(
+            {"type": "lr_searched", "step": REFUSED_STEP, "time": teller.moment(), "found": 3}
+        ),
+    )
 
 
 def _first_attempt(teller: Teller) -> None:
@@ -148,6 +248,7 @@ def _first_attempt(teller: Teller) -> None:
             reading={"loss": 0.47, "grad_norm": math.nan},
         ),
     )
+    _bad_sample(teller)
     teller.train(REFUSED_STEP, 244)
     _kept(teller, range(50, 201, 50))
     teller.train(244, 251, factor=1.9)
@@ -178,6 +279,19 @@ def _first_attempt(teller: Teller) -> None:
             reason="weights cannot be trusted after step 243",
             trigger="guard",
             seconds=0.08,
+        ),
+        Incident(
+            step=250,
+            time=teller.moment(),
+            incident=WEIGHTS_INCIDENT,
+            onset_step=244,
+            guard="invariants",
+            kind="weights",
+            message="buffer scale_factor changed from 0.873 to 0.31",
+            module="scale_factor",
+            action="went back from step 250 to 240 (snapshot)",
+            steps_lost=10,
+            seconds_lost=0.88,
         ),
     )
 
@@ -244,6 +358,7 @@ def serving(folder: Path) -> Iterator[httpx.Client]:
             time.sleep(0.02)
         with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=30) as http:
             yield http
+        app.state.monitor.newsroom.close()
         server.should_exit = True
         thread.join(timeout=10)
 
@@ -266,3 +381,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 @pytest.fixture
 def teller() -> type[Teller]:
     return Teller
+
+
+@pytest.fixture
+def kept() -> Any:
+    """Tell that checkpoints were kept and are good."""
+    return _kept

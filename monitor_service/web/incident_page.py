@@ -1,0 +1,126 @@
+"""What the page of one incident shows: what happened, who is to blame, what was done, what it cost."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection
+
+from monitor_service import queries
+from monitor_service.health import OVER
+from monitor_service.incidents import IncidentView, incidents
+from monitor_service.pictures import PictureView, pictures
+from monitor_service.views import RunDetail
+from monitor_service.web import words
+from monitor_service.web.marks import Mark
+from monitor_service.web.run_page import CHARTS, Happening, Told, told_events
+
+AROUND = 100
+"""Steps shown before the onset and after the last that belongs to it."""
+
+NEAR = 10
+"""Steps after an alarm within which another one is of the same fault: so counts the trainer."""
+
+LEAD = timedelta(minutes=1)
+"""What a guard sees is told before the incident that follows from it."""
+
+_KIND = {
+    "transient": "A fault that did not come again",
+    "data": "Bad data",
+    "weights": "Corrupt weights",
+    "state": "A corrupt state",
+    "hang": "A step that did not end",
+    "process": "The process died",
+    "unknown": "A fault of unknown cause",
+}
+
+
+@dataclass(frozen=True)
+class IncidentPageView:
+    """Everything that ``incident.html`` needs."""
+
+    run: RunDetail
+    view: IncidentView
+    told: Told
+    pictures: list[PictureView]
+    is_over: bool
+
+    charts = CHARTS
+
+    @classmethod
+    def read(cls, connection: Connection, run: str, name: str) -> "IncidentPageView | None":
+        """None if the run tells of no such incident. Raises NotFound: no such run."""
+        view = next((one for one in incidents(connection, run).items if one.incident.incident == name), None)
+        if view is None:
+            return None
+        detail = queries.run_detail(connection, run)
+        shown = pictures(connection, run, incident=name).items
+        told = told_events(connection, detail)
+        return cls(detail, view, told, shown, queries.health(connection, run).status in OVER)
+
+    @property
+    def sign(self) -> words.Sign:
+        return words.OUTCOME[self.view.incident.outcome]
+
+    @property
+    def heading(self) -> str:
+        """What kind of fault, and when."""
+        return f"{_KIND[self.view.incident.kind]} at step {self.view.incident.step:,}"
+
+    @property
+    def sentence(self) -> str:
+        """What happened, who is to blame, what was done and at what price."""
+        told = self.view.incident
+        blame = [f"first in {told.module}"] if told.module else []
+        if told.sample_ids:
+            more = f" and {len(told.sample_ids) - 1} more" if len(told.sample_ids) > 1 else ""
+            blame.append(f"because of sample {told.sample_ids[0]}{more}")
+        seen = ", ".join([told.message.rstrip("."), *blame])
+        price = f"{words.steps(told.steps_lost)} and {words.seconds(told.seconds_lost)}"
+        done = f" {told.action[:1].upper()}{told.action[1:]}, at the price of {price}." if told.action else ""
+        return f"{seen[:1].upper()}{seen[1:]}.{done}"
+
+    @property
+    def first(self) -> int:
+        return max(self.view.incident.onset_step - AROUND, 0)
+
+    @property
+    def last(self) -> int:
+        """The last step that the charts show: some after the last that belongs to the incident."""
+        return max((one.event.step for one in self.timeline), default=self.view.incident.step) + AROUND
+
+    @property
+    def timeline(self) -> list[Happening]:
+        """What belongs to it, oldest first: what names it, and what happened between onset and alarm."""
+        incident, view = self.view.incident, self.view
+
+        def belongs(one: Happening) -> bool:
+            event = one.event
+            if event.data.get("incident") == incident.incident:
+                return True
+            is_near = incident.onset_step <= event.step <= incident.step + NEAR
+            is_recent = event.time >= view.first_told - LEAD
+            return is_near and is_recent and event.attempt in (view.attempt - 1, view.attempt)
+
+        chosen = [one for one in self.told.happenings if belongs(one)]
+        return sorted(chosen, key=lambda one: (one.event.time, one.event.id))
+
+    @property
+    def marks(self) -> list[Mark]:
+        return self.told.marks
+
+    @property
+    def replay(self) -> str | None:
+        """The command that does the step once more, if its evidence was kept."""
+        evidence, run = self.view.incident.evidence, self.run.config.get("run")
+        if evidence is None:
+            return None
+        folder = run.get("folder") if isinstance(run, dict) else None
+        if isinstance(run, dict) and self.run.run == f"{run.get('name')}-first-stage":
+            folder = f"{folder}/first-stage"
+        return f"python -m trainer replay {folder or 'RUN_FOLDER'}/{evidence}"
+
+    @property
+    def story(self) -> dict[str, Any]:
+        """What the page's script must know to draw."""
+        return {**self.told.story(self.run, is_over=self.is_over), "focus": [self.first, self.last]}
