@@ -8,6 +8,8 @@ import { colours, mix } from "./theme.js";
 const ROW = 15;
 const DECADES = 5;
 const WIDEST_NAME = 23;
+/** Steps between measurements in the trainer: so much fewer cells than steps. */
+const MEASURED_EVERY = 20;
 
 /** Names without the part that all have in common; the rest is cut in the middle where it is long. */
 export function shortNames(names) {
@@ -73,8 +75,10 @@ export class HeatMap {
   async update(story, zoom) {
     if (!story.modules.length) return;
     document.getElementById("modules").hidden = false;
-    const buckets = Math.max(60, Math.round(this.#holder.clientWidth / 4));
-    const view = JSON.stringify([story.modules, story.attempts, zoom, buckets]);
+    const most = Math.max(60, Math.round(this.#holder.clientWidth / 4));
+    const span = Math.ceil(zoom ? zoom[1] - zoom[0] : story.step ?? 0) + 1;
+    const buckets = span <= most * MEASURED_EVERY ? Math.max(1, span) : most; // exact, as long as cells are few
+    const view = JSON.stringify([story.modules, story.attempts, zoom, most]);
     const hasGrown = !zoom && (story.step ?? 0) - this.#grownTo > Math.max(10, (story.step ?? 0) / 100);
     if (view === this.#asked && !hasGrown) return this.#plot?.redraw(false, true);
     const range = zoom ? [["from_step", Math.max(0, Math.floor(zoom[0]))], ["to_step", Math.ceil(zoom[1])]] : [];
