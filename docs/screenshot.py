@@ -1,15 +1,21 @@
-"""Make a picture of a monitor page in Chromium.
+"""Make the pictures of the monitor's pages in this folder, with Chromium.
 
-    python docs/screenshot.py URL OUT.png [--dark] [--width 1200]
+    make run                                    in one terminal: the demo, and its monitor
+    python docs/screenshot.py [URL] [--run demo] [--out docs]
 
-Needs the Python package ``playwright`` and a Chromium of the system (``apt-get install chromium``).
+Needs the Python packages ``playwright`` and ``pillow``, and a Chromium (``apt-get install chromium``).
 """
 
 import argparse
+import io
 import shutil
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+import httpx
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -20,43 +26,75 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+COLOURS = 128
+"""Of each picture: more would make the file larger, and nothing clearer."""
 
 
-def wait_for_charts(page: Page) -> None:
-    """Charts say when they are drawn; a page without points has none to wait for."""
+@dataclass(frozen=True)
+class Shot:
+    """One picture: which page, and in what kind of window."""
+
+    name: str
+    address: str
+    width: int = 1200
+    dark: bool = False
+
+
+def shots(http: httpx.Client, run: str) -> list[Shot]:
+    """What there is to see of a run; the youngest incident that has a picture, else the youngest."""
+    found = http.get(f"/api/v1/runs/{run}/incidents").raise_for_status().json()["items"]
+    shown = http.get(f"/api/v1/runs/{run}/pictures?kind=sample").raise_for_status().json()["items"]
+    with_picture = {one["incident"] for one in shown}
+    names = [one["incident"]["incident"] for one in found]
+    names.sort(key=lambda name: name not in with_picture)
+    chosen = [
+        Shot("fleet", "/"),
+        Shot("run", f"/runs/{run}"),
+        Shot("run-dark", f"/runs/{run}", dark=True),
+        Shot("run-phone", f"/runs/{run}", width=390),
+    ]
+    return chosen + [Shot("incident", f"/runs/{run}/incidents/{name}") for name in names[:1]]
+
+
+def wait_until_drawn(page: Page) -> None:
+    """Charts say when they are drawn, and pictures come once they are in view."""
     for chart in page.locator(".chart").all():
         chart.locator("canvas, .message:visible:text('No steps yet')").first.wait_for()
-    page.evaluate("document.fonts.ready")
+    for image in page.locator("img").all():
+        image.scroll_into_view_if_needed()
+    page.wait_for_timeout(1_000)  # for the pictures; the live stream never lets the network come to rest
+    page.evaluate("document.querySelectorAll('.film').forEach(one => one.scrollLeft = 0); scrollTo(0, 0)")
 
 
-def take(url: str, target: str, *, dark: bool, width: int) -> None:
-    """Save the whole page at ``url`` as a PNG, two pixels for each CSS pixel."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        sys.exit("no chromium found; install it, for example with apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        page = browser.new_page(
-            viewport={"width": width, "height": 800},
-            device_scale_factor=2,
-            color_scheme="dark" if dark else "light",
-        )
-        answer = page.goto(url)
-        if answer is None or not answer.ok:
-            sys.exit(f"{url} answers {answer.status if answer else 'nothing'}; is the monitor running?")
-        wait_for_charts(page)
-        page.screenshot(path=target, full_page=True)
-        browser.close()
+def take(browser: Browser, url: str, shot: Shot, out: Path) -> None:
+    """Save the whole page as a PNG of few colours."""
+    page = browser.new_page(
+        viewport={"width": shot.width, "height": 900}, color_scheme="dark" if shot.dark else "light"
+    )
+    answer = page.goto(f"{url}{shot.address}")
+    if answer is None or not answer.ok:
+        sys.exit(f"{url}{shot.address} answers {answer.status if answer else 'nothing'}")
+    wait_until_drawn(page)
+    image = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    image.quantize(COLOURS, dither=Image.Dither.NONE).save(out / f"{shot.name}.png", optimize=True)
+    page.close()
 
 
 def main() -> None:
+    """Take all of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("url")
-    parser.add_argument("target", help="the PNG file to write")
-    parser.add_argument("--dark", action="store_true")
-    parser.add_argument("--width", type=int, default=1200, help="CSS pixels; 390 for a phone")
+    parser.add_argument("url", nargs="?", default="http://127.0.0.1:8321")
+    parser.add_argument("--run", default="demo")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
-    take(options.url, options.target, dark=options.dark, width=options.width)
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        sys.exit("no chromium found; install it, for example with apt-get install chromium")
+    with httpx.Client(base_url=options.url) as http, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        for shot in shots(http, options.run):
+            take(browser, options.url, shot, options.out)
+        browser.close()
 
 
 if __name__ == "__main__":
