@@ -153,7 +153,7 @@ def build_loop(
         shard(model, trained, ranks, device.type)
     spikes = [Spike(name, config.guards.spike, limits=Limits(device)) for name in names]
     objectives = [
-        _objective(stage, name, spike.limits, device, ranks)
+        _objective(stage, name, spike.limits, device, ranks, config.guards)
         for name, spike in zip(names, spikes, strict=True)
     ]
     share = _share(stage.training, ranks)
@@ -245,7 +245,9 @@ def _share(training: TrainingConfig, ranks: Ranks) -> Share:
     return Share(ranks.number, ranks.world)
 
 
-def _objective(stage: Stage, name: str, limits: Limits, device: torch.device, ranks: Ranks) -> Objective:
+def _objective(
+    stage: Stage, name: str, limits: Limits, device: torch.device, ranks: Ranks, guards: GuardsConfig
+) -> Objective:
     config = stage.training.optimizer
     assert isinstance(stage.model, Trainee)
     parameters = stage.model.parameters_of(name)
@@ -259,7 +261,9 @@ def _objective(stage: Stage, name: str, limits: Limits, device: torch.device, ra
         max_norm=config.max_norm,
         buffers=statistics,
         limits=limits,
-        loss_scale=LossScale(device) if stage.training.precision == "fp16" else None,
+        loss_scale=LossScale(device, zeros_every=guards.underflow.count_every)
+        if stage.training.precision == "fp16"
+        else None,
         reduce=_reduce(stage, ranks, statistics),
         # of sharded gradients a rank has a part only, and module by module nobody adds them up
         modules=None if is_sharded(stage.model) else ModuleNorms(stage.model, parameters),

@@ -47,6 +47,9 @@ class RecoveryConfig(Section):
 
     snapshot_every: int = Field(50, ge=1, description="Steps between snapshots in host memory.")
     checkpoint_every: int = Field(1_000, ge=1, description="Steps between checkpoints on disk.")
+    slow_after_s: float = Field(
+        30.0, gt=0, description="A save that takes longer is told of: the disk is slow. Training goes on."
+    )
     probe_tolerance: float = Field(
         1e-3,
         gt=0,
@@ -99,6 +102,7 @@ class Recovery:
         self._settings = dict(settings or {})
         self._changed_settings: list[str] = []
         self._protect_at: int | None = None
+        self._told_slow: int | None = None
         self._changes: deque[Record] = deque()
         self.ring, self._writer = ring_and_writer(folder, config.ring, self._changes.append, state.ranks)
         self._snapshots = SnapshotRing()
@@ -224,6 +228,7 @@ class Recovery:
         for result in self._writer.finished():
             if result.error is not None:
                 self._report_failure(result)
+        self._tell_if_slow()
         while self._changes:
             self._reporter.checkpoint(self._as_event(self._changes.popleft()))
 
@@ -384,6 +389,16 @@ class Recovery:
         # tried again after a while, not in each step: staging costs a copy of everything
         self.save_due_at = self._state.step + min(self.config.snapshot_every, self.config.checkpoint_every)
         self._warn("checkpoint", str(result.error))
+
+    def _tell_if_slow(self) -> None:
+        """Once for each save; a checkpoint that is due meanwhile waits its turn."""
+        saving = self._writer.under_way()
+        if saving is None or saving[1] < self.config.slow_after_s or saving[0] == self._told_slow:
+            return
+        step, seconds = saving
+        self._told_slow = step
+        words = f"the disk is slow: the checkpoint of step {step} is being written for {seconds:.1f} s"
+        self._warn("checkpoint", f"{words}; training goes on, and the next one waits for it")
 
     def _warn(self, guard: str, message: str) -> None:
         self._reporter.finding(

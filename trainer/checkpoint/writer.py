@@ -1,6 +1,7 @@
 """Saves beside training: one save under way, one waiting, and the loop collects what became of them."""
 
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import deepcopy
@@ -47,6 +48,7 @@ class CheckpointWriter:
         self._lock = threading.Lock()
         self._waiting: _Job | None = None
         self._saves: deque[Future[SaveResult]] = deque()
+        self._begun: tuple[int, float] | None = None
         self._promotion: Future[None] | None = None
         self.num_replaced = 0
 
@@ -87,6 +89,11 @@ class CheckpointWriter:
             results.append(self._saves.popleft().result())
         return results
 
+    def under_way(self) -> tuple[int, float] | None:
+        """The step that is being saved, and for how long, seconds; None between saves. Takes no lock."""
+        begun = self._begun
+        return None if begun is None else (begun[0], time.monotonic() - begun[1])
+
     def drain(self) -> None:
         """Wait until nothing is under way; needed before a rollback. Results stay for ``finished``."""
         wait(self._saves)
@@ -111,12 +118,15 @@ class CheckpointWriter:
         with self._lock:
             job, self._waiting = self._waiting, None
         assert job is not None, "one queued call for each job that waits"
+        self._begun = job.step, time.monotonic()
         try:
             record = self._ring.save(
                 job.parts, job.facts, step=job.step, attempt=job.attempt, probe_loss=job.probe_loss
             )
         except CheckpointError as error:
             return SaveResult(job.step, job.attempt, error=error)
+        finally:
+            self._begun = None
         return SaveResult(job.step, job.attempt, record=record)
 
     def _raise_if_promotion_failed(self) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 GROWTH, BACKOFF = 2.0, 0.5
+ZEROS_EVERY = 100
+"""Steps between counts of the zeros in the gradients."""
 LARGEST = 2.0**24  # float32 norms of so scaled gradients are far from overflowing
 
 
@@ -25,7 +27,7 @@ class LossScale:
         meter.measure(losses)                             # Meter(..., loss_scale=loss_scale) does the rest
 
     ``scale`` (float32) and ``clean`` (int32, clean steps since the last change) are scalars on the device;
-    nothing here reads them but ``state_dict``.
+    nothing here reads them but ``state_dict``. Every ``zeros_every`` steps a meter counts the zeros, too.
 
     Raises:
         ValueError: a floor below 1 (at less the scale makes underflow worse), or a start outside floor and
@@ -39,12 +41,13 @@ class LossScale:
         start: float = 65536.0,
         growth_every: int = 2000,
         floor: float = 1.0,
+        zeros_every: int = ZEROS_EVERY,
     ) -> None:
         if not 1 <= floor <= start <= LARGEST:
             raise ValueError(
                 f"a loss scale from {start} with floor {floor}; give 1 <= floor <= start <= {LARGEST:.0f}"
             )
-        self.floor, self.growth_every = floor, growth_every
+        self.floor, self.growth_every, self.zeros_every = floor, growth_every, zeros_every
         self.scale = torch.tensor(start, device=device)
         self.clean = torch.zeros((), dtype=torch.int32, device=device)
 

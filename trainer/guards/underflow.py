@@ -7,10 +7,14 @@ from pydantic import Field
 
 from shared.events import Finding, Severity
 from trainer.guards.base import StepView, finding
+from trainer.guards.loss_scale import ZEROS_EVERY
 from trainer.section import Section
 
 
 class UnderflowConfig(Section):
+    count_every: int = Field(
+        ZEROS_EVERY, ge=1, description="Steps between counts; each is one pass over the gradients."
+    )
     more_than_usual: float = Field(
         0.05, gt=0, le=1, description="Tell when this share of the gradient became 0 beyond the least seen."
     )

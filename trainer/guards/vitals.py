@@ -26,9 +26,6 @@ from trainer.guards.loss_scale import LossScale, share_of_zeros
 from trainer.guards.modules import EVERY, ModuleNorms
 from trainer.guards.refusal import Shadow, check_refusable, prime
 
-ZEROS_EVERY = 100
-"""Steps between counts of the zeros in the gradients, where there is a loss scale."""
-
 
 @dataclass(frozen=True, slots=True)
 class Whole:
@@ -229,7 +226,7 @@ class Meter:
     def _look_at_scale(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """The scale as it is in this step and, every so often, the share of zeros; NaN is not measured."""
         assert self.loss_scale is not None
-        is_due = self.iteration % ZEROS_EVERY == 0
+        is_due = self.iteration % self.loss_scale.zeros_every == 0
         zeros = share_of_zeros(grads) if is_due else torch.full_like(self._clip, torch.nan)
         return [self.loss_scale.scale.clone(), zeros]
 

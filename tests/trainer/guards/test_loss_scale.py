@@ -10,10 +10,10 @@ from torch import nn
 from torch.optim import AdamW
 
 from shared.events import Severity
-from trainer.guards.loss_scale import LARGEST, LossScale, share_of_zeros
+from trainer.guards.loss_scale import LARGEST, ZEROS_EVERY, LossScale, share_of_zeros
 from trainer.guards.nonfinite import Nonfinite
 from trainer.guards.underflow import Underflow
-from trainer.guards.vitals import ZEROS_EVERY, Meter
+from trainer.guards.vitals import Meter
 
 
 class Scaled:
