@@ -1,31 +1,34 @@
 """Whether a run that is killed ends as one that is not: SIGKILL at random moments, the same command again.
 
-    python benchmarks/resume_kill.py [--kills 100] [--seed 0] [--json]
+    python benchmarks/resume_kill.py [--kills 100] [--seed 0] [--steps 40] [--json]
 
-Each training is a program of its own, killed at a moment drawn at random from its start to nearly its end,
-saves included, and started again until the kills are used up; then it may finish. The last checkpoint's every
-tensor and fact must be, bit for bit, that of a twin that nobody killed. Several trainings share the kills, so
-that each stretch of a run is met often.
+Each life of a training is a process of its own, forked from one that has imported everything, so that a life
+begins in a moment. It gets SIGKILL at a moment drawn at random, saves included, and is started again until it
+has ended; then its last checkpoint's every tensor and fact must be, bit for bit, that of a twin that nobody
+killed. Trainings follow each other until the kills are used up, so each stretch of a run is met often.
 """
 
 import argparse
 import json
+import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from trainer.__main__ import main as trainer
 from trainer.checkpoint import Stored, list_records, read
 
-KILLS_A_RUN = 10
 CONFIG = Path(__file__).parents[1] / "deploy/configs/drill.toml"
+LONGEST_LIFE = 0.4
+"""Of what the twin took; a life is half of that on average."""
+_POLL_S = 0.002
 
 
 def main() -> int:
@@ -33,60 +36,86 @@ def main() -> int:
     arguments = _arguments()
     chance = random.Random(arguments.seed)
     outcomes: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as room:
-        begun = time.monotonic()
-        twin = _Run(Path(room) / "twin")
-        twin.finish()
-        seconds = time.monotonic() - begun
-        while (left := arguments.kills - sum(one["kills"] for one in outcomes)) > 0:
-            run = _Run(Path(room) / f"run-{len(outcomes)}")
-            kills = run.suffer(min(left, KILLS_A_RUN), chance, seconds)
-            outcomes.append({"kills": kills, "differences": _differences(twin.last(), run.last())})
-            sys.stderr.write(
-                f"run {len(outcomes)}: {kills} kills, {outcomes[-1]['differences'] or 'same bits'}\n"
-            )
+    with tempfile.TemporaryDirectory() as name:
+        room, left = Path(name), arguments.kills
+        twin = _Run(room / "twin", arguments.steps)
+        seconds = twin.finish()
+        while left > 0:
+            run = _Run(room / f"run-{len(outcomes)}", arguments.steps)
+            outcomes.append(run.suffer(left, chance, LONGEST_LIFE * seconds))
+            outcomes[-1]["differences"] = _differences(twin.last(), run.last())
+            left -= outcomes[-1]["kills"]
+            sys.stderr.write(f"run {len(outcomes)}: {outcomes[-1]}\n")
     return _tell(arguments, outcomes)
 
 
 class _Run:
     """One training in a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, steps: int) -> None:
         folder.mkdir()
         self.folder = folder / "run"
-        self._config = folder / "config.toml"
-        shipped = CONFIG.read_text()
-        self._config.write_text(shipped.replace('"runs/drills"', json.dumps(str(self.folder))))
-        self._log = (folder / "log").open("wb")
+        self._config, self._log = folder / "config.toml", folder / "log"
+        text = CONFIG.read_text().replace('"runs/drills"', json.dumps(str(self.folder)))
+        text = text.replace(
+            "[first_stage.training]\nsteps = 40", f"[first_stage.training]\nsteps = {steps // 2}"
+        )
+        text = text.replace("[diffusion.training]\nsteps = 100", f"[diffusion.training]\nsteps = {steps}")
+        self._config.write_text(text)
 
-    def suffer(self, kills: int, chance: random.Random, seconds: float) -> int:
+    def suffer(self, kills: int, chance: random.Random, longest_s: float) -> dict[str, Any]:
         """Kill it so often, or until it ended before it could be killed; then let it finish."""
+        saves = 0
         for number in range(kills):
-            process = self._start()
-            try:
-                self._check(process.wait(chance.uniform(0.2, 0.9) * seconds))
-                return number
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
+            if self._live(chance.uniform(0.0, longest_s)):
+                return {"kills": number, "in_saves": saves}
+            saves += bool([*self.folder.glob("**/.*tmp-*")])
         self.finish()
-        return kills
+        return {"kills": kills, "in_saves": saves}
 
-    def finish(self) -> None:
-        """The same command, to its end."""
-        self._check(self._start().wait())
+    def finish(self) -> float:
+        """The same command, to its end; in seconds."""
+        begun = time.monotonic()
+        self._live(float("inf"))
+        return time.monotonic() - begun
 
     def last(self) -> Stored:
         """The state in which it ended."""
         return read(max(list_records(self.folder / "checkpoints"), key=lambda one: one.step).path)
 
+    def _live(self, seconds: float) -> bool:
+        """One life; whether it came to its end before the kill."""
+        child = os.fork()
+        if child == 0:
+            self._train()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                self._check(os.waitstatus_to_exitcode(status))
+                return True
+            time.sleep(_POLL_S)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            return False
+        self._check(os.waitstatus_to_exitcode(status))
+        return True
+
+    def _train(self) -> None:
+        """In the child, and never beyond it."""
+        log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        code = 1
+        try:
+            code = trainer(["run", str(self._config), "--json"])
+        finally:
+            os._exit(code)
+
     def _check(self, code: int) -> None:
         if code != 0:
-            raise RuntimeError(f"exit code {code}; see {self._log.name}")
-
-    def _start(self) -> "subprocess.Popen[bytes]":
-        words = [sys.executable, "-m", "trainer", "run", str(self._config)]
-        return subprocess.Popen(words, stdout=self._log, stderr=self._log)
+            raise RuntimeError(f"exit code {code}: {self._log.read_text()[-2000:]}")
 
 
 def _differences(one: Stored, other: Stored) -> list[str]:
@@ -99,7 +128,7 @@ def _differences(one: Stored, other: Stored) -> list[str]:
     )
 
 
-def _tensors(stored: Stored) -> dict[str, torch.Tensor]:
+def _tensors(stored: Stored) -> Mapping[str, torch.Tensor]:
     return {f"{part}/{name}": tensor for part, ones in stored.parts.items() for name, tensor in ones.items()}
 
 
@@ -112,10 +141,10 @@ def _same_bits(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
 def _tell(arguments: argparse.Namespace, outcomes: Sequence[dict[str, Any]]) -> int:
     kills = sum(one["kills"] for one in outcomes)
     exact = sum(one["kills"] for one in outcomes if not one["differences"])
-    if arguments.json:
-        sys.stdout.write(json.dumps({"kills": kills, "bit_exact": exact, "runs": list(outcomes)}) + "\n")
-    else:
-        sys.stdout.write(f"{exact} of {kills} kills ended bit-exact, in {len(outcomes)} runs\n")
+    saves = sum(one["in_saves"] for one in outcomes)
+    facts = {"kills": kills, "bit_exact": exact, "in_saves": saves, "runs": list(outcomes)}
+    words = f"{exact} of {kills} kills ended bit-exact, in {len(outcomes)} runs; {saves} of them amid a save"
+    sys.stdout.write(f"{json.dumps(facts) if arguments.json else words}\n")
     return int(exact < kills)
 
 
@@ -125,6 +154,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--steps", type=int, default=40, help="of the second stage; the first has half as many"
+    )
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
