@@ -5,16 +5,20 @@ a drill is listed, and not run.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 from trainer.drill import faults_checkpoint as disk
 from trainer.drill import faults_data as data
+from trainer.drill import faults_monitor as monitor
 from trainer.drill import faults_optimizer as optimizer
+from trainer.drill import faults_precision as precision
+from trainer.drill import faults_process as process
+from trainer.drill import faults_ranks as ranks
 from trainer.drill import faults_state as state
 from trainer.drill import faults_step as step
-from trainer.drill.faults import Injection, nan_gradient, nan_weight
+from trainer.drill.causes import CAUSES
+from trainer.drill.exercise import Drill
+from trainer.drill.faults import nan_gradient, nan_weight
 from trainer.drill.judge import Expectation as Expect
 from trainer.errors import ConfigError
 
@@ -23,19 +27,6 @@ _SCAN = 10
 _ALL_AT_REST = {"guards.at_rest.elements": 1 << 20}
 """All of the state from one step to the next, as a run of this size can afford."""
 _ONE_WORKER = {"diffusion.training.loading.num_workers": 1}
-
-
-@dataclass(frozen=True)
-class Drill:
-    """One exercise. ``fault`` makes the fault for the step at which it is to strike."""
-
-    id: str
-    name: str
-    what: str
-    fault: Callable[[int], Injection] | None
-    expect: Expect
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    awaits: str = ""
 
 
 def find(name: str) -> list[Drill]:
@@ -94,9 +85,14 @@ CATALOGUE: Sequence[Drill] = (
     Drill(*("F10", "inf-gradient", "one tensor's gradient is infinite"), step.infinite_gradient, Expect("P")),
     Drill(
         *("F11", "nan-on-one-rank", "NaN gradient on one of two ranks"),
-        None,
+        lambda at: ranks.OnOneRank(at, "gradient"),
         Expect("P", recovery="all ranks skip the same step"),
-        awaits="its drill",
+    ),
+    Drill(
+        *("F11", "nan-on-one-shard", "the same where the weights are shared out (FSDP2)"),
+        lambda at: ranks.OnOneRank(at, "gradient"),
+        Expect("P", recovery="all ranks skip the same step"),
+        ranks.SHARDED,
     ),
     Drill(
         *("F12", "gradient-times-1e4", "finite gradients 10,000 times too large, once"),
@@ -192,10 +188,10 @@ CATALOGUE: Sequence[Drill] = (
         Expect("L", late=1, recovery="memory snapshot"),
     ),
     Drill(
-        *("F28", "loss-scale-floor", "the loss scale of fp16 is driven to its floor"),
-        None,
-        Expect("L", recovery="the floor holds; the module goes to fp32, the rate comes down"),
-        awaits="its drill",
+        *("F28", "loss-scale-floor", "a layer overflows in fp16 until the loss scale is at its floor"),
+        precision.OverflowingModule,
+        Expect("L", late=1, recovery="the floor holds; the module goes to fp32, the rate comes down"),
+        precision.FLOAT16,
     ),
     Drill(
         *("F29", "nan-average", "NaN in the moving average"),
@@ -260,9 +256,8 @@ CATALOGUE: Sequence[Drill] = (
     ),
     Drill(
         *("F38", "killed-in-save", "SIGKILL at each system call of a save"),
-        None,
+        process.KilledInSave,
         Expect("C", recovery="the checkpoint before"),
-        awaits="its drill",
     ),
     Drill(
         *("F39", "full-disk", "for 15 steps the disk takes no checkpoint"),
@@ -270,20 +265,48 @@ CATALOGUE: Sequence[Drill] = (
         Expect("C", late=2 * _SCAN, recovery="training goes on; told; tried again"),
     ),
     Drill(
+        *("F39", "slow-disk", "the disk takes as long for a checkpoint as training for 25 steps"),
+        lambda at: disk.SlowDisk(at, 25),
+        Expect("C", late=3 * _SCAN, recovery="training goes on; told; tried again"),
+        {"recovery.slow_after_s": 0.5},
+    ),
+    Drill(
         *("F40", "renamed-moments", "the optimizer's part of the checkpoint names another layer"),
         disk.RenamedMoments,
         Expect("C", recovery="refuse and name the keys", ends="stopped", words="of.another"),
     ),
     Drill(
-        *("F41", "hanging-step", "a step hangs"),
-        None,
-        Expect("H", recovery="stacks are told; restart from a good checkpoint"),
-        awaits="its drill",
+        *("F41", "hanging-step", "a forward pass hangs"),
+        process.hanging_step,
+        Expect("H", recovery="stacks are told; memory snapshot"),
+        process.HANGS_SOON,
     ),
     Drill(
-        *("F42", "lying-monitor", "the monitor dies, lies and floods"),
-        None,
-        Expect("M", recovery="ignored and queued; no step waits"),
-        awaits="its drill",
+        *("F41", "stuck-worker", "the data worker waits for a disk that never answers"),
+        process.StuckLoader,
+        Expect("H", late=4, recovery="stacks are told; memory snapshot; new workers"),
+        {**process.HANGS_SOON, **_ONE_WORKER},
     ),
+    Drill(
+        *("F41", "hang-in-c", "a call that nothing can interrupt"),
+        process.UnfreeableHang,
+        Expect("H", recovery="stacks are told; the process ends, its successor resumes"),
+        process.HANGS_SOON,
+    ),
+    Drill(
+        *("F42", "dying-monitor", "the monitor is away for 15 steps"),
+        monitor.dying,
+        Expect("M", recovery="batches wait in the spool, and none is lost"),
+    ),
+    Drill(
+        *("F42", "lying-monitor", "no replies, 10 MB of it, orders that can't be"),
+        monitor.lying,
+        Expect("M", recovery="ignored, or refused with the reason"),
+    ),
+    Drill(
+        *("F42", "flooding-monitor", "a hundred orders in each reply"),
+        monitor.flooding,
+        Expect("M", recovery="those that may be are carried out once a step"),
+    ),
+    *CAUSES,
 )

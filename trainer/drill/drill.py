@@ -1,19 +1,19 @@
 """Runs drills: lays the ground once, injects each fault into a training of its own, and judges."""
 
 import logging
+import math
 import multiprocessing
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from pathlib import Path
 
 from trainer.config import Config
-from trainer.drill.catalogue import CATALOGUE, Drill
+from trainer.drill.catalogue import CATALOGUE
+from trainer.drill.exercise import Drill
 from trainer.drill.faults import Injection
-from trainer.drill.ground import Arena, autoencoder_of, changed, inside, lay, twin_of
-from trainer.drill.judge import Facts, Judgement, judge
+from trainer.drill.ground import Arena, autoencoder_of, changed, clear, inside, lay, strikes_at, twin_of
+from trainer.drill.judge import Facts, Judgement, Twin, judge
 from trainer.errors import ConfigError
 from trainer.record import RunRecord
 
@@ -35,7 +35,7 @@ def exercise(drills: Sequence[Drill], config: Config, tell: Told = lambda row: N
     Raises:
         ConfigError: the twin, which nothing happens to, does not finish in silence.
     """
-    _clear(config.run.folder)
+    clear(config.run.folder)
     twin = lay(config)
     if twin.findings:
         raise ConfigError(
@@ -52,31 +52,34 @@ def exercise(drills: Sequence[Drill], config: Config, tell: Told = lambda row: N
 def run_one(number: int, config: Config) -> Judgement:
     """One drill on ground that was laid; ``number`` is its place in the catalogue."""
     drill = CATALOGUE[number]
-    row = Judgement(id=drill.id, name=drill.name, what=drill.what, awaits=drill.awaits)
-    if drill.awaits or drill.fault is None:
+    row = Judgement(id=drill.id, name=drill.name, what=drill.what, awaits=drill.awaits, idle=drill.idle)
+    if drill.fault is None:
         return row
-    begun = time.perf_counter()
-    arena = Arena.at(inside(changed(config, drill.changes), drill.name), autoencoder_of(config))
+    begun, cpu_begun = time.perf_counter(), time.process_time()
+    arena = Arena.at(inside(changed(config, drill.changes), drill.name), autoencoder_of(config.run.folder))
+    arena.warm_up(config.run.folder)
     fault = drill.fault(strikes_at(config))
-    fault.inject(arena)
-    row = row.model_copy(update={"seconds": time.perf_counter() - begun})
-    return judge(row, _facts(fault, arena), drill.expect, twin_of(config), TOLERANCE)
+    try:
+        fault.inject(arena)
+    except Exception as error:  # the row says so, and the other drills go on
+        log.exception("drill %s", drill.name)
+        return row.model_copy(update={"fell_short": [f"the drill itself broke: {error!r}"]})
+    facts = _facts(fault, arena, twin := twin_of(config))
+    seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu_begun
+    row = row.model_copy(update={"seconds": seconds, "cpu_seconds": cpu_seconds})
+    return judge(row, facts, drill.expect, twin, TOLERANCE)
 
 
-def strikes_at(config: Config) -> int:
-    """When the guards have learned, and off the steps at which anything is kept: a fault should be old news
-    to no snapshot."""
-    return config.diffusion.training.steps * 63 // 100
-
-
-def _facts(fault: Injection, arena: Arena) -> Facts:
+def _facts(fault: Injection, arena: Arena, twin: Twin) -> Facts:
     has_finished = bool(arena.ended) and arena.ended[-1] == "finished"
+    hashes = arena.hashes() if has_finished else {}
+    loss = math.nan if not has_finished else twin.loss if hashes == twin.hashes else arena.final_loss()
     return Facts(
         struck_at=fault.struck_at,
         record=RunRecord.load(arena.folder / "record.json"),
         ended=arena.ended,
-        final_loss=arena.final_loss() if has_finished else float("nan"),
-        hashes=arena.hashes() if has_finished else {},
+        final_loss=loss,
+        hashes=hashes,
         sighted=getattr(fault, "sighted", None),
         broke=tuple(getattr(fault, "broke", ())),
     )
@@ -98,10 +101,3 @@ def _run_all(numbers: Sequence[int], config: Config) -> Iterator[tuple[int, Judg
 def _quiet() -> None:
     """Faults are told in the table; what the runs say of themselves is in their folders."""
     logging.disable(logging.CRITICAL)
-
-
-def _clear(folder: Path) -> None:
-    """Empty a folder of earlier drills, and nothing that is not one."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / "twin.json").exists():
-        raise ConfigError(f"{folder} is in the way and holds no earlier drills; name another with --folder")
-    shutil.rmtree(folder, ignore_errors=True)

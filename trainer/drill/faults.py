@@ -11,12 +11,21 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from trainer.checkpoint import list_records
+from trainer.config import Config
 from trainer.data.radiomaps import RadioMaps
+from trainer.drill.judge import Sighting
+from trainer.guards.base import own_part
 from trainer.loop import Loop, Observer, Phase
 
 
 class Ground(Protocol):
-    """Where a drill trains: a folder of its own, the maps, and the first stage's autoencoder."""
+    """Where a drill trains: a folder of its own, the maps, and the first stage's autoencoder.
+
+    ``config`` may be replaced before a training.
+    """
+
+    config: Config
 
     @property
     def maps(self) -> RadioMaps: ...
@@ -74,7 +83,7 @@ def nan_gradient(at_step: int) -> Fault:
     def strike(loop: Loop) -> None:
         gradient = largest_parameter(loop).grad
         assert gradient is not None, "measured right after backward"
-        gradient.view(-1)[0] = torch.nan
+        own_part(gradient).view(-1)[0] = torch.nan
 
     return Fault(at_step, Phase.MEASURE, strike)
 
@@ -97,6 +106,22 @@ def nan_weight(at_step: int) -> Fault:
             largest_parameter(loop).view(-1)[0] = torch.nan
 
     return Fault(at_step, Phase.FETCH, strike)
+
+
+def first_life(ground: Ground, at_step: int) -> None:
+    """Train until there are checkpoints; not at all where the ground was laid with some."""
+    root = ground.folder / "checkpoints"
+    if not root.exists() or len(list_records(root)) < 2:
+        ground.train([Fault(at_step, Phase.FETCH, lambda loop: loop.stop("the drill ends this life"))])
+
+
+def passed_over(loop: Loop, at_step: int) -> Sighting | None:
+    """What the ring says of a checkpoint that was not taken over."""
+    bad = [one for one in loop.recovery.ring.records() if one.failed_check not in (None, "abandoned")]
+    if not bad:
+        return None
+    words = f"{bad[0].name} fails {bad[0].failed_check}: {bad[0].found}"
+    return Sighting("C", str(bad[0].failed_check), at_step, words)
 
 
 def trained(loop: Loop) -> list[nn.Parameter]:

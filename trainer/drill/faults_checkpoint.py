@@ -1,20 +1,28 @@
 """Faults of what lies on disk, and of the disk itself."""
 
 import math
+import os
 import resource
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trainer.checkpoint import CheckpointRing, RingConfig, list_records, read
 from trainer.checkpoint.durable import remove_folder
-from trainer.drill.faults import Fault, Ground
+from trainer.drill.faults import Fault, Ground, first_life, passed_over
 from trainer.drill.judge import Sighting
 from trainer.loop import Loop, Phase
 
+_LONGEST_S = 60.0
 _FULL_BYTES = 256 << 10
 """The largest file that a full disk still takes: logs and the record go on, no checkpoint does."""
+
+
+Damage = Callable[[Path], None]
 
 
 @dataclass
@@ -22,14 +30,14 @@ class DamagedCheckpoint:
     """F35, F36: the run stops, its newest checkpoint is damaged, the run goes on from an older one."""
 
     at_step: int
-    damage: Callable[[Path], None]
+    damage: Damage
     struck_at: int | None = field(default=None, init=False)
     sighted: Sighting | None = field(default=None, init=False)
     broke: list[str] = field(default_factory=list, init=False)
 
     def inject(self, ground: Ground) -> None:
-        """Two lives, and the damage between them."""
-        ground.train([_stop_at(self.at_step)])
+        """Damage it, and go on."""
+        first_life(ground, self.at_step)
         newest = list_records(ground.folder / "checkpoints")[0]
         self.struck_at = newest.step
         self.damage(newest.path)
@@ -37,10 +45,7 @@ class DamagedCheckpoint:
 
     def _look(self, loop: Loop) -> None:
         assert self.struck_at is not None
-        bad = [one for one in loop.recovery.ring.records() if one.failed_check not in (None, "abandoned")]
-        if bad:
-            words = f"{bad[0].name} fails {bad[0].failed_check}: {bad[0].found}"
-            self.sighted = Sighting("C", str(bad[0].failed_check), self.struck_at, words)
+        self.sighted = passed_over(loop, self.struck_at)
         if loop.state.step >= self.struck_at:
             self.broke.append("the damaged checkpoint was loaded")
 
@@ -68,6 +73,36 @@ def zero_page(folder: Path) -> None:
     path.write_bytes(content)
 
 
+def empty_file(folder: Path) -> None:
+    """R12: nothing was written under the final name."""
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def zero_tail(folder: Path) -> None:
+    """R12: the last quarter is zeros, as after a power failure."""
+    path = folder / "model.safetensors"
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(size - size // 4)
+        file.write(bytes(size // 4))
+
+
+def zero_64_kib(folder: Path) -> None:
+    """R11: a longer stretch of zeros in the tensors."""
+    path = folder / "model.safetensors"
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(64 << 10))
+
+
+def nan_in_file(folder: Path) -> None:
+    """R11: one value, overwritten where it lies."""
+    path = folder / "model.safetensors"
+    with path.open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(np.float32(np.nan).tobytes())
+
+
 def lose_manifest(folder: Path) -> None:
     """F36: the page that is written last."""
     (folder / "manifest.json").unlink()
@@ -82,8 +117,8 @@ class RenamedMoments:
     sighted: Sighting | None = field(default=None, init=False)
 
     def inject(self, ground: Ground) -> None:
-        """Two lives; the second has nothing that it may take over."""
-        ground.train([_stop_at(self.at_step)])
+        """The life that goes on has nothing that it may take over."""
+        first_life(ground, self.at_step)
         root = ground.folder / "checkpoints"
         newest, *older = list_records(root)
         stored = read(newest.path)
@@ -145,10 +180,53 @@ class FullDisk:
             )
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        kept = [one.step for one in list_records(ground.folder / "checkpoints")]
-        if max(kept, default=0) < self.at_step + self.steps:
-            self.broke.append("no checkpoint was kept after there was room again")
+        self.broke += _unless_kept(ground, self.at_step + self.steps)
 
 
-def _stop_at(step: int) -> Fault:
-    return Fault(step, Phase.FETCH, lambda loop: loop.stop("the drill ends this life"))
+@dataclass
+class SlowDisk:
+    """F39: from ``at_step`` on the disk takes ``steps`` steps' time for a single file.
+
+    Stands in for a disk that needs a minute: what counts is that training is much quicker than it.
+    """
+
+    at_step: int
+    steps: int
+    struck_at: int | None = field(default=None, init=False)
+    broke: list[str] = field(default_factory=list, init=False)
+
+    def inject(self, ground: Ground) -> None:
+        """Train with every fsync of the writer's thread waiting for that moment."""
+        sync, is_quick_again, begun = os.fsync, threading.Event(), threading.Event()
+
+        def slow(descriptor: Any) -> None:
+            if threading.current_thread().name.startswith("checkpoint-writer"):
+                begun.set()
+                is_quick_again.wait(_LONGEST_S)
+            sync(descriptor)
+
+        def strike(loop: Loop) -> None:
+            self.struck_at = loop.number
+            os.fsync = slow  # type: ignore[assignment]
+
+        def mend(loop: Loop) -> None:
+            if not begun.is_set():
+                self.broke.append("no save began while the disk was slow")
+            is_quick_again.set()
+
+        try:
+            ground.train(
+                [
+                    Fault(self.at_step, Phase.FETCH, strike),
+                    Fault(self.at_step + self.steps, Phase.FETCH, mend),
+                ]
+            )
+        finally:
+            os.fsync = sync
+            is_quick_again.set()
+        self.broke += _unless_kept(ground, self.at_step + self.steps)
+
+
+def _unless_kept(ground: Ground, step: int) -> list[str]:
+    kept = [one.step for one in list_records(ground.folder / "checkpoints")]
+    return [] if max(kept, default=0) >= step else ["no checkpoint was kept after all was well again"]

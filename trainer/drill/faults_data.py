@@ -60,6 +60,49 @@ class BadItems:
             self.damage(item)
 
 
+def nan_in_batch(at_step: int, key: str) -> Fault:
+    """R03: one NaN in ``image`` or ``cond`` of a batch, after the worker has looked at it.
+
+    The forward pass writes it into BatchNorm's statistics before anybody can know; the next step looks
+    whether they were put back.
+    """
+
+    def strike(loop: Loop) -> None:
+        loop.batch[key].view(-1)[35] = math.nan
+
+    return Fault(at_step, Phase.FORWARD, strike)
+
+
+@dataclass
+class PoisonedStatistics:
+    """R03: as ``nan_in_batch``, and the statistics are looked at in the step after it."""
+
+    at_step: int
+    key: str
+    struck_at: int | None = field(default=None, init=False)
+    broke: list[str] = field(default_factory=list, init=False)
+
+    def inject(self, ground: Ground) -> None:
+        """Train with one damaged batch."""
+        fault = nan_in_batch(self.at_step, self.key)
+        poisoned: list[str] = []
+
+        def look(phase: Phase, loop: Loop) -> None:
+            if phase is Phase.UPDATE and fault.struck and not poisoned:
+                poisoned.extend(_not_finite(loop))
+            if phase is Phase.FETCH and fault.struck:
+                self.broke += [f"{name} stays poisoned" for name in _not_finite(loop)][:3]
+
+        ground.train([fault, look])
+        self.struck_at = fault.struck_at
+        if not poisoned:
+            self.broke.append("the forward pass poisoned no statistic, so nothing was proved")
+
+
+def _not_finite(loop: Loop) -> list[str]:
+    return [name for name, buffer in loop.model.named_buffers() if not bool(buffer.isfinite().all())]
+
+
 def nan_pixel(item: Item) -> None:
     """F01."""
     item["image"][0, 3, 5] = math.nan
@@ -78,6 +121,11 @@ def a_million_times(item: Item) -> None:
 def eight_bits(item: Item) -> None:
     """F03, the quiet kind: 0..255 where -1..1 is meant, and this map is dark."""
     item["image"].add_(1).mul_(127.5).clamp_(max=90)
+
+
+def constant_condition(item: Item) -> None:
+    """R16: a condition that says nothing."""
+    item["cond"].fill_(-1)
 
 
 def constant_image(item: Item) -> None:

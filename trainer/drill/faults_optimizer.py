@@ -52,6 +52,16 @@ def learning_rate_is(at_step: int, value: float) -> Fault:
     return Fault(at_step, Phase.MEASURE, strike)
 
 
+def learning_rate_times(at_step: int, factor: float) -> Fault:
+    """R08: the rate of the group is another one, finite, and only too high."""
+
+    def strike(loop: Loop) -> None:
+        for group in loop.objectives[0].optimizer.param_groups:
+            group["lr"] = torch.as_tensor(group["lr"]) * factor
+
+    return Fault(at_step, Phase.MEASURE, strike)
+
+
 def schedule_steps_twice(at_step: int) -> Fault:
     """F27: an update is counted twice, and the schedule is one ahead from then on."""
     return between_steps(at_step, lambda loop: _ahead(loop))

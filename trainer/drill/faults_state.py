@@ -111,6 +111,52 @@ def eager_average(at_step: int) -> Fault:
     return Fault(at_step, Phase.MEASURE, strike)
 
 
+def average_of_broken_weights(at_step: int) -> Fault:
+    """R09: the average takes in weights that are NaN at that moment, and are well again after it."""
+
+    def strike(loop: Loop) -> None:
+        ema = loop.state.ema
+        known, weight = ema.update, largest_parameter(loop)
+
+        def unlucky(possible: range, number: Tensor, refused: Tensor) -> None:
+            ema.update = known  # type: ignore[method-assign]
+            with torch.no_grad():
+                well = weight.view(-1)[0].clone()
+                weight.view(-1)[0] = math.nan
+                known(possible, number, refused)
+                weight.view(-1)[0] = well
+
+        ema.update = unlucky  # type: ignore[method-assign]
+
+    return Fault(at_step, Phase.UPDATE, strike)
+
+
+def last_bias_is_nan(at_step: int) -> Fault:
+    """R15: a bias at the very end, whose NaN no gradient of another layer shows."""
+
+    def change(loop: Loop) -> None:
+        named = loop.model.named_parameters()
+        *_, last = (one for name, one in named if name.endswith("bias") and one.requires_grad)
+        last.view(-1)[0] = math.nan
+
+    return between_steps(at_step, change)
+
+
+def in_evaluation_mode(at_step: int) -> Fault:
+    """R22: somebody validated and did not put the mode back: statistics stand still, dropout is off."""
+    return Fault(at_step, Phase.FETCH, lambda loop: _set_mode(loop.model, False))
+
+
+def autoencoder_in_training_mode(at_step: int) -> Fault:
+    """R22: the frozen part draws and counts as if it were trained."""
+    return Fault(at_step, Phase.FETCH, lambda loop: _set_mode(loop.model.get_submodule("autoencoder"), True))
+
+
+def _set_mode(module: nn.Module, is_training: bool) -> None:
+    for one in module.modules():
+        one.training = is_training
+
+
 def scale_factor_is(at_step: int, value: float) -> Fault:
     """F31, F32: the constant that scales the latents."""
 

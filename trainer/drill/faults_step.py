@@ -41,6 +41,16 @@ def infinite_gradient(at_step: int) -> Fault:
     return Fault(at_step, Phase.MEASURE, strike)
 
 
+def huge_gradients(at_step: int) -> Fault:
+    """R13: every element is 1e20, so each is finite and their norm is not."""
+
+    def strike(loop: Loop) -> None:
+        for gradient in gradients(loop):
+            gradient.fill_(1e20)
+
+    return Fault(at_step, Phase.MEASURE, strike)
+
+
 def gradients_times(at_step: int, factor: float, times: int = 1) -> Fault:
     """F12, F13, F14: all gradients times ``factor`` in ``times`` batches."""
 

@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from shared.events import Finding
-from trainer.drill.ground import Twin
 from trainer.record import RunRecord
 
 Ending = Literal["finished", "stopped"]
@@ -15,11 +14,21 @@ Ending = Literal["finished", "stopped"]
 _PLACES = {"data": "W", "spike": "L", "checkpoint": "C", "watchdog": "H", "panel": "L", "settings": "C"}
 
 
+class Twin(BaseModel):
+    """How the same training goes when nothing happens."""
+
+    loss: float
+    seconds: float
+    findings: int
+    hashes: dict[str, str]
+
+
 class Expectation(NamedTuple):
     """What should become of a fault.
 
     ``places`` are where it may be seen first (W worker, P predicate on the device, L host after the step,
-    S scan, C checkpoint, H heartbeat, M link to the monitor); ``late`` steps at most.
+    S scan, C checkpoint, H heartbeat, M link to the monitor); ``late`` steps at most. None at all: it can do
+    no harm here, so nobody may speak of it, and the run must end equal to the twin to the bit.
     """
 
     places: str
@@ -28,6 +37,8 @@ class Expectation(NamedTuple):
     ends: Ending = "finished"
     words: str = ""
     """Must be in what is told, or how it ended: the name of a tensor, say."""
+    means: str = ""
+    """The verdict where ``healed`` says too much: ``refused at load``, ``does no harm``."""
 
 
 class Sighting(NamedTuple):
@@ -72,7 +83,10 @@ class Judgement(BaseModel):
     twin_loss: float = math.nan
     is_equal_to_twin: bool = False
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    means: str = ""
     stops_by_design: bool = False
+    idle: str = ""
     awaits: str = ""
     is_detected: bool = False
     is_healed: bool = False
@@ -88,8 +102,11 @@ def judge(row: Judgement, facts: Facts, expected: Expectation, twin: Twin, toler
     """The row with its verdict; what fell short is said in words."""
     sighting = facts.sighted or first_sighting(facts)
     short = list(facts.broke)
+    is_equal = dict(facts.hashes) == twin.hashes
     short += _about_detection(sighting, facts, expected)
-    is_detected = sighting is not None and not short
+    if not expected.places and not is_equal:
+        short.append("the run did not end equal to the twin")
+    is_detected = (sighting is not None or not expected.places) and not short
     lost = _about_healing(facts, expected, twin, tolerance)
     late = None if sighting is None else sighting.step - (facts.struck_at or 0)
     return row.model_copy(
@@ -103,7 +120,8 @@ def judge(row: Judgement, facts: Facts, expected: Expectation, twin: Twin, toler
             "steps_lost": sum(one.steps_lost for one in facts.record.rollbacks),
             "final_loss": facts.final_loss,
             "twin_loss": twin.loss,
-            "is_equal_to_twin": dict(facts.hashes) == twin.hashes,
+            "is_equal_to_twin": is_equal,
+            "means": expected.means,
             "stops_by_design": expected.ends == "stopped",
             "is_detected": is_detected,
             "is_healed": expected.ends == "finished" and not lost and not facts.broke,
@@ -142,7 +160,11 @@ def _about_detection(sighting: Sighting | None, facts: Facts, expected: Expectat
         yield "the fault did not strike"
         return
     if sighting is None:
-        yield "nobody saw it"
+        if expected.places:
+            yield "nobody saw it"
+        return
+    if not expected.places:
+        yield f"it can do no harm, but {sighting.by} says: {sighting.words}"
         return
     late = sighting.step - facts.struck_at
     if sighting.place not in expected.places:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from trainer.drill.catalogue import Drill
+from trainer.drill.exercise import Drill
 from trainer.drill.judge import Judgement
 
 _HEAD = ("id", "drill", "seen", "late", "healed by", "lost", "loss", "s", "verdict")
@@ -20,22 +20,31 @@ def as_table(rows: Sequence[Judgement]) -> str:
 
 def as_list(drills: Sequence[Drill]) -> str:
     """What can be drilled."""
-    return "\n".join(
-        f"{one.id}  {one.name:<24}{one.what}{f' (awaits {one.awaits})' if one.awaits else ''}"
-        for one in drills
-    )
+    return "\n".join(f"{one.id}  {one.name:<24}{one.what}{_aside(one)}" for one in drills)
+
+
+def _aside(one: Drill) -> str:
+    if one.awaits:
+        return f" (awaits {one.awaits})"
+    return f" (not run: {one.idle})" if one.idle else ""
 
 
 def summary(rows: Sequence[Judgement]) -> str:
-    """Counts, by fault and not by drill: a fault counts if each of its drills does."""
+    """Counts, by fault and not by drill: a fault counts if each of its drills does. A line for each kind."""
+    kinds = (("faults", "F"), ("causes", "R"))
+    of_kind = {words: [row for row in rows if row.id.startswith(letter)] for words, letter in kinds}
+    return "\n".join(_counts(words, found) for words, found in of_kind.items() if found)
+
+
+def _counts(words: str, rows: Sequence[Judgement]) -> str:
     faults = {row.id for row in rows}
     undetected = {row.id for row in rows if not row.is_detected}
     unhealed = {row.id for row in rows if not (row.is_healed or _stopped(row))}
     stops = {row.id for row in rows if row.stops_by_design}
     waiting = sorted({row.id for row in rows if row.awaits})
-    words = f"{len(faults - undetected)} of {len(faults)} faults detected, "
-    words += f"{len(faults - unhealed - stops)} healed, {len(stops - unhealed)} stopped by design"
-    return words + (f"; awaiting: {', '.join(waiting)}" if waiting else "")
+    said = f"{len(faults - undetected)} of {len(faults)} {words} detected, "
+    said += f"{len(faults - unhealed - stops)} healed, {len(stops - unhealed)} stopped by design"
+    return said + (f"; awaiting: {', '.join(waiting)}" if waiting else "")
 
 
 def _stopped(row: Judgement) -> bool:
@@ -77,4 +86,4 @@ def _loss(row: Judgement) -> str:
 def _verdict(row: Judgement) -> str:
     if row.fell_short:
         return "FELL SHORT"
-    return "stops by design" if row.stops_by_design else "healed"
+    return "stops by design" if row.stops_by_design else row.means or "healed"

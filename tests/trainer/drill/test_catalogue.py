@@ -12,8 +12,8 @@ from trainer.config import load
 from trainer.data.radiomaps import RadioMaps
 from trainer.drill import command, faults_data
 from trainer.drill.catalogue import CATALOGUE, find
-from trainer.drill.ground import DRILL_CONFIG, Twin, changed
-from trainer.drill.judge import Expectation, Facts, Judgement, judge
+from trainer.drill.ground import DRILL_CONFIG, changed
+from trainer.drill.judge import Expectation, Facts, Judgement, Twin, judge
 from trainer.drill.table import as_table, summary
 from trainer.errors import ConfigError
 from trainer.record import RunRecord
@@ -22,9 +22,11 @@ ROW = Judgement(id="F09", name="nan-gradient", what="NaN in one gradient")
 TWIN = Twin(loss=2.0, seconds=1.0, findings=0, hashes={"model/w": "1"})
 
 
-def test_every_fault_of_the_table_has_a_drill_or_says_what_it_awaits() -> None:
-    assert {one.id for one in CATALOGUE} == {f"F{number:02}" for number in range(1, 43)}
-    assert all(one.fault or one.awaits for one in CATALOGUE)
+def test_every_fault_and_every_cause_has_a_drill_or_says_why_not() -> None:
+    faults = {f"F{number:02}" for number in range(1, 43)}
+    causes = {f"R{number:02}" for number in range(1, 27)}
+    assert {one.id for one in CATALOGUE if one.fault} == faults | causes
+    assert all(one.fault or one.awaits or one.idle for one in CATALOGUE)
     ground = load(DRILL_CONFIG)
     assert all(changed(ground, one.changes) for one in CATALOGUE)
     assert len({one.name for one in CATALOGUE}) == len(CATALOGUE)
@@ -85,6 +87,27 @@ def test_what_falls_short_is_said(changes: dict[str, Any], expected: dict[str, A
     assert len(row.fell_short) == 1
     assert said in row.fell_short[0]
     assert "FELL SHORT" in as_table([row])
+
+
+def harmless(**changes: Any) -> Judgement:
+    quiet: dict[str, Any] = {"record": RunRecord(), "hashes": TWIN.hashes, "final_loss": 2.0}
+    return judged(facts(**(quiet | changes)), "", means="does no harm")
+
+
+def test_what_can_do_no_harm_must_leave_the_twins_very_state_and_no_word() -> None:
+    row = harmless()
+    assert (row.is_detected, row.is_healed, row.fell_short) == (True, True, [])
+    assert "does no harm" in as_table([row])
+    assert harmless(hashes={"model/w": "2"}).fell_short == ["the run did not end equal to the twin"]
+    assert "says: bad" in harmless(record=finding(70)).fell_short[0]
+
+
+def test_faults_and_causes_are_counted_apart() -> None:
+    cause = judged(facts()).model_copy(update={"id": "R03"})
+    assert summary([judged(facts()), cause]).splitlines() == [
+        "1 of 1 faults detected, 1 healed, 0 stopped by design",
+        "1 of 1 causes detected, 1 healed, 0 stopped by design",
+    ]
 
 
 def test_a_stop_by_design_counts_as_such() -> None:

@@ -1,0 +1,67 @@
+"""Faults of float16: a loss scale that is not there, logits and gradients beyond its range."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.drill.faults import Fault, Ground, largest_parameter
+from trainer.drill.faults_state import between_steps
+from trainer.loop import Loop, Phase
+
+FLOAT16 = {"diffusion.training.precision": "fp16"}
+OFTEN_COUNTED = {**FLOAT16, "guards.underflow.count_every": 5}
+_OVERFLOWS = 64.0
+"""What the weights behind the attention's logits are multiplied by: the products then pass 65504."""
+
+
+def scale_of_one(loop: Loop) -> None:
+    """Switch the loss scale off in all but name, as training without one would be."""
+    scale = loop.objectives[0].meter.loss_scale
+    assert scale is not None, "float16 has one"
+    scale.scale.fill_(1.0)
+
+
+def overflowing_logits(at_step: int) -> Fault:
+    """R01: without a loss scale, and queries and keys of the cross attention 64 times too large."""
+
+    def change(loop: Loop) -> None:
+        scale_of_one(loop)
+        for name, parameter in loop.model.named_parameters():
+            if name.endswith(("attention.query.weight", "attention.key.weight")):
+                parameter.mul_(_OVERFLOWS)
+
+    return between_steps(at_step, change)
+
+
+def without_loss_scale(at_step: int) -> Fault:
+    """R02: from now on nothing lifts the small gradients into float16's range, and no number says so."""
+    return Fault(at_step, Phase.FORWARD, scale_of_one, times=1_000_000)
+
+
+@dataclass
+class OverflowingModule:
+    """F28: one layer's gradient is beyond float16, whatever the loss scale; in float32 all is well."""
+
+    at_step: int
+    struck_at: int | None = field(default=None, init=False)
+
+    def inject(self, ground: Ground) -> None:
+        """Train with the layer's gradients overflowing from ``at_step`` on."""
+        ground.train([Fault(self.at_step, Phase.FETCH, self._strike)])
+
+    def _strike(self, loop: Loop) -> None:
+        self.struck_at = loop.number
+        weight = largest_parameter(loop)
+        layer = next(m for m in loop.model.modules() if any(weight is p for p in m.parameters(recurse=False)))
+        layer.register_forward_hook(_watch_gradient)
+
+
+def _watch_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    if output.requires_grad:
+        output.register_hook(_beyond_float16)  # type: ignore[no-untyped-call]
+
+
+def _beyond_float16(gradient: Tensor) -> Tensor:
+    return torch.full_like(gradient, torch.inf) if gradient.dtype == torch.float16 else gradient
