@@ -38,6 +38,7 @@ class Orders:
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
         self._seen = set(reporter.record.commands_seen)
+        self._saved: tuple[int, int] | None = None
 
     def carry_out(self, loop: Obedient, commands: Sequence[Command]) -> None:
         """Do what has arrived since the last step."""
@@ -65,13 +66,20 @@ class Orders:
             case CommandKind.ROLL_BACK:
                 return self._roll_back(loop, command)
             case CommandKind.SAVE_CHECKPOINT:
-                if not loop.is_sound():
-                    return "failed", f"the state was corrupt; the run went back to step {loop.state.step}"
-                loop.save_checkpoint()
-                return "succeeded", f"a checkpoint of step {loop.state.step} is being written"
+                return self._save(loop)
             case CommandKind.STOP:
                 loop.stop(f"{command.issued_by}: {command.reason}")
                 return "succeeded", "stopping at this step with a checkpoint"
+
+    def _save(self, loop: Obedient) -> tuple[Outcome, str]:
+        here = self._reporter.record.attempt, loop.state.step
+        if self._saved == here:
+            return "succeeded", f"a checkpoint of step {loop.state.step} is being written already"
+        if not loop.is_sound():
+            return "failed", f"the state was corrupt; the run went back to step {loop.state.step}"
+        loop.save_checkpoint()
+        self._saved = here
+        return "succeeded", f"a checkpoint of step {loop.state.step} is being written"
 
     def _roll_back(self, loop: Obedient, command: Command) -> tuple[Outcome, str]:
         before = loop.state.step

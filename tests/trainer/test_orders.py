@@ -48,6 +48,17 @@ def test_a_save_is_a_checkpoint_of_this_boundary(
     assert told(events) == [("c1", "accepted"), ("c1", "succeeded")]
 
 
+def test_many_orders_to_save_at_one_step_make_one_checkpoint(
+    lab: Any, events: list[Any], order: Any, deliver: Any
+) -> None:
+    loop, saved = lab.loop(), list[int]()
+    loop.recovery.save = lambda: saved.append(loop.state.step)
+    deliver(loop, *(order("save_checkpoint", f"c{number}") for number in range(5)))
+    loop.step()
+    assert saved == [1]
+    assert [state for _, state in told(events)].count("succeeded") == 5
+
+
 def test_a_command_that_comes_twice_is_carried_out_once(
     lab: Any, events: list[Any], order: Any, deliver: Any
 ) -> None:

@@ -17,6 +17,8 @@ MAX_COMMANDS = 10_000
 """Ids remembered in one life of a process. A monitor that orders more is broken, and no more are obeyed."""
 MAX_PER_REPLY = 100
 """Commands looked at in one reply; the others come again in the next one."""
+MAX_AT_ONCE = 8
+"""Commands handed out at one step boundary; the others wait for the next, so that a flood holds up no step."""
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class Inbox:
     def take(self) -> list[Command]:
         """Commands to carry out now, oldest first; those that lapsed while they waited are left out."""
         taken: list[Command] = []
-        while self._waiting:
+        while self._waiting and len(taken) < MAX_AT_ONCE:
             lapses_at, command = self._waiting.popleft()
             if self._clock() < lapses_at:
                 taken.append(command)

@@ -30,6 +30,12 @@ def test_an_id_is_new_once_also_after_it_was_taken(command):
     assert inbox.take() == []
 
 
+def test_a_flood_is_handed_out_a_few_at_a_time(command):
+    inbox = Inbox()
+    inbox.accept(reply(*[command(str(i)) for i in range(20)]), 1)
+    assert [len(inbox.take()) for _ in range(4)] == [8, 8, 4, 0]
+
+
 def test_no_more_commands_are_obeyed_than_can_be_remembered(command, monkeypatch):
     monkeypatch.setattr(inbox_module, "MAX_COMMANDS", 3)
     inbox = Inbox()
