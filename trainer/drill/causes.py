@@ -177,7 +177,7 @@ CAUSES: Sequence[Drill] = (
         *("R25", "saturated-adversary", "the adversary's adaptive weight stays on its limit"),
         None,
         Expect(""),
-        idle="no guard judges it: it is a series to look at, and upstream's own runs lie there",
+        idle="it takes 50 steps of an adversary; tests/trainer/guards/test_saturation.py sets it there",
     ),
     Drill(*("R25", "planned-change", "the adversary begins amid stage one"), life.PlannedChange, _HARMLESS),
     _forged("R26", "half-weights", "the weights are float16", load.weights_are_half, "F16"),

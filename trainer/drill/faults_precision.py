@@ -42,25 +42,30 @@ def without_loss_scale(at_step: int) -> Fault:
 
 @dataclass
 class OverflowingModule:
-    """F28: one layer's gradient is beyond float16, whatever the loss scale; in float32 all is well."""
+    """F28: for ``batches`` batches one layer's gradient is beyond float16, whatever the loss scale.
+
+    Sixteen of them bring the scale to its floor; two more are refused there.
+    """
 
     at_step: int
+    batches: int = 18
     struck_at: int | None = field(default=None, init=False)
 
     def inject(self, ground: Ground) -> None:
-        """Train with the layer's gradients overflowing from ``at_step`` on."""
+        """Train with the layer's gradients overflowing from ``at_step`` on; a replay overflows as well."""
         ground.train([Fault(self.at_step, Phase.FETCH, self._strike)])
 
     def _strike(self, loop: Loop) -> None:
         self.struck_at = loop.number
         weight = largest_parameter(loop)
         layer = next(m for m in loop.model.modules() if any(weight is p for p in m.parameters(recurse=False)))
-        layer.register_forward_hook(_watch_gradient)
+        until = loop.state.iteration + self.batches
 
+        def watch(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            if output.requires_grad and loop.state.iteration <= until:
+                output.register_hook(_beyond_float16)  # type: ignore[no-untyped-call]
 
-def _watch_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:
-    if output.requires_grad:
-        output.register_hook(_beyond_float16)  # type: ignore[no-untyped-call]
+        layer.register_forward_hook(watch)
 
 
 def _beyond_float16(gradient: Tensor) -> Tensor:
