@@ -18,7 +18,7 @@ MAX_COMMANDS = 10_000
 MAX_PER_REPLY = 100
 """Commands looked at in one reply; the others come again in the next one."""
 MAX_AT_ONCE = 8
-"""Commands handed out at one step boundary; the others wait for the next, so that a flood holds up no step."""
+"""Commands handed out at one step boundary; the rest wait for the next: a flood holds up no step."""
 
 log = logging.getLogger(__name__)
 
