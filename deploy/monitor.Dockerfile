@@ -24,7 +24,7 @@ COPY monitor_service /app/monitor_service
 COPY deploy/compose/prepare.py /app/prepare.py
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /app
-USER trainhealth
+USER 10001
 EXPOSE 8321
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 \
   CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8321/healthz', timeout=2)"]

@@ -22,7 +22,7 @@ COPY deploy/configs /app/deploy/configs
 COPY deploy/compose/train.sh deploy/compose/is_training.sh /app/
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 MPLCONFIGDIR=/tmp
 WORKDIR /data
-USER trainhealth
+USER 10001
 # Whatever it does, something is written: a batch each second, a checkpoint now and then.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 CMD ["sh", "/app/is_training.sh"]
 CMD ["sh", "/app/train.sh", "/app/deploy/configs/tiny.toml"]

@@ -63,7 +63,7 @@ def test_only_its_reader_and_the_jobs_mount_a_secret() -> None:
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
 def test_an_image_has_its_own_user_and_needs_no_newer_builder(path: Path) -> None:
     text = path.read_text()
-    assert re.search(r"^USER trainhealth$", text, re.M)
+    assert re.search(r"^USER 10001$", text, re.M)
     assert "constraints.txt" in text
     assert not re.search(r"^# syntax|<<|--mount", text, re.M)
 
