@@ -3,18 +3,16 @@
     make run                                    in one terminal: the demo, and its monitor
     python docs/screenshot.py [URL] [--run demo] [--out docs]
 
-Needs the Python packages ``playwright`` and ``pillow``, and a Chromium (``apt-get install chromium``).
+Needs the Python package ``playwright`` and a Chromium (``apt-get install chromium``).
 """
 
 import argparse
-import io
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 ARGUMENTS = [
@@ -26,8 +24,6 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-COLOURS = 128
-"""Of each picture: more would make the file larger, and nothing clearer."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ def wait_until_drawn(page: Page) -> None:
 
 
 def take(browser: Browser, url: str, shot: Shot, out: Path) -> None:
-    """Save the whole page as a PNG of few colours."""
+    """Save the whole page as a PNG."""
     page = browser.new_page(
         viewport={"width": shot.width, "height": 900}, color_scheme="dark" if shot.dark else "light"
     )
@@ -75,8 +71,7 @@ def take(browser: Browser, url: str, shot: Shot, out: Path) -> None:
     if answer is None or not answer.ok:
         sys.exit(f"{url}{shot.address} answers {answer.status if answer else 'nothing'}")
     wait_until_drawn(page)
-    image = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
-    image.quantize(COLOURS, dither=Image.Dither.NONE).save(out / f"{shot.name}.png", optimize=True)
+    page.screenshot(path=out / f"{shot.name}.png", full_page=True)
     page.close()
 
 

@@ -71,14 +71,17 @@ class IncidentPageView:
     def sentence(self) -> str:
         """What happened, who is to blame, what was done and at what price."""
         told = self.view.incident
+        parts = [told.message.rstrip(".")]
         blame = [f"first in {told.module}"] if told.module else []
         if told.sample_ids:
             more = f" and {len(told.sample_ids) - 1} more" if len(told.sample_ids) > 1 else ""
             blame.append(f"because of sample {told.sample_ids[0]}{more}")
-        seen = ", ".join([told.message.rstrip("."), *blame])
-        price = f"{words.steps(told.steps_lost)} and {words.seconds(told.seconds_lost)}"
-        done = f" {told.action[:1].upper()}{told.action[1:]}, at the price of {price}." if told.action else ""
-        return f"{seen[:1].upper()}{seen[1:]}.{done}"
+        if blame:
+            parts.append(", ".join(blame))
+        if told.action:
+            price = f"{words.steps(told.steps_lost)} and {words.seconds(told.seconds_lost)}"
+            parts.append(f"{told.action}, at the price of {price}")
+        return " ".join(f"{part[:1].upper()}{part[1:]}." for part in parts)
 
     @property
     def first(self) -> int:

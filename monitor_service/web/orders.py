@@ -7,10 +7,11 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from monitor_service.api.control import place_order
+from monitor_service.api.control import accept_suggestion, place_order
 from monitor_service.api.dependencies import ConnectionDep, Monitor, MonitorDep
 from monitor_service.api.ingest import RunName
 from monitor_service.api.permissions import PrincipalDep, needs
+from monitor_service.concerns import Acceptance
 from monitor_service.errors import Conflict, wrong_query
 from monitor_service.tables import LARGEST_INTEGER
 from monitor_service.tokens import Scope
@@ -33,9 +34,10 @@ def ask(
     connection: ConnectionDep,
     kind: CommandKind = CommandKind.ROLL_BACK,
     to_step: Annotated[int | None, Query(ge=0, le=LARGEST_INTEGER)] = None,
+    suggestion: Annotated[str, Query(max_length=64)] = "",
 ) -> Response:
     """What the command would do and cost, and the button that orders it."""
-    proposal = Proposal.read(connection, run, kind, to_step)
+    proposal = Proposal.read(connection, run, kind, to_step, suggestion)
     return page_with_form(request, "order.html", {"proposal": proposal, "reason": "", "error": ""})
 
 
@@ -44,20 +46,20 @@ async def order(request: Request, run: RunName, monitor: MonitorDep, principal: 
     """Order it, and lead back to the run, where its life can be followed."""
     fields = await read_form(request)
     kind, to_step = _kind(fields.get("kind", "")), _step(fields.get("to_step", ""))
-    reason = fields.get("reason", "").strip()[:REASON_LENGTH]
-    proposal = await asyncio.to_thread(_read, monitor, run, kind, to_step)
+    reason, suggestion = fields.get("reason", "").strip()[:REASON_LENGTH], fields.get("suggestion", "")[:64]
+    proposal = await asyncio.to_thread(_read, monitor, run, kind, to_step, suggestion)
     error, status = proposal.obstacle or "", 409
-    if not error and not reason:
+    if not error and not reason and not suggestion:
         error, status = "Say why: whoever looks later will want to know.", 422
     if not error:
-        wish = CommandRequest(
-            kind=kind,
-            reason=reason,
-            to_step=to_step,
-            issued_by=principal.signature(fields.get("issued_by", "").strip()[:100] or DEFAULT_NAME),
-        )
+        name = principal.signature(fields.get("issued_by", "").strip()[:100] or DEFAULT_NAME)
+        wish = CommandRequest(kind=kind, reason=reason or suggestion, to_step=to_step, issued_by=name)
         try:
-            done = await asyncio.to_thread(place_order, monitor, run, wish)
+            if suggestion:
+                accepted = Acceptance(suggestion=suggestion, issued_by=name)
+                done = await asyncio.to_thread(accept_suggestion, monitor, run, accepted)
+            else:
+                done = await asyncio.to_thread(place_order, monitor, run, wish)
         except Conflict as conflict:  # somebody was faster
             error = str(conflict)
         else:
@@ -67,9 +69,9 @@ async def order(request: Request, run: RunName, monitor: MonitorDep, principal: 
     )
 
 
-def _read(monitor: Monitor, run: str, kind: CommandKind, to_step: int | None) -> Proposal:
+def _read(monitor: Monitor, run: str, kind: CommandKind, to_step: int | None, suggestion: str) -> Proposal:
     with monitor.store.reading() as connection:
-        return Proposal.read(connection, run, kind, to_step)
+        return Proposal.read(connection, run, kind, to_step, suggestion)
 
 
 def _kind(text: str) -> CommandKind:

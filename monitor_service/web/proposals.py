@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from monitor_service import queries
+from monitor_service.concerns import Suggestion
 from monitor_service.facts import Facts
 from monitor_service.health import OVER
 from monitor_service.views import CheckpointView, RunDetail
@@ -28,10 +29,13 @@ class Proposal:
     goal: CheckpointView | None
     step_seconds: float | None
     obstacle: str | None
+    suggestion: Suggestion | None = None
 
     @classmethod
-    def read(cls, connection: Connection, run: str, kind: CommandKind, to_step: int | None) -> "Proposal":
-        """Raises NotFound: no such run."""
+    def read(
+        cls, connection: Connection, run: str, kind: CommandKind, to_step: int | None, suggestion: str = ""
+    ) -> "Proposal":
+        """What it would do; ``suggestion`` is the id of one that it accepts. Raises NotFound: no such run."""
         detail = queries.run_detail(connection, run)
         facts = Facts.model_validate_json(queries.run_row(connection, run).facts)
         known = queries.checkpoints(connection, run).items
@@ -39,7 +43,11 @@ class Proposal:
         obstacle = _obstacle(detail, kind) or _of_open(connection, run, kind)
         if obstacle is None and kind is CommandKind.ROLL_BACK:
             obstacle = _of_goal(known, goal, to_step)
-        return cls(detail, kind, to_step, goal, facts.step_seconds, obstacle)
+        stands = facts.judged.suggestion
+        if obstacle is None and suggestion and (stands is None or stands.id != suggestion):
+            obstacle = "What was suggested has passed; look how the run is now."
+        accepted = stands if suggestion else None
+        return cls(detail, kind, to_step, goal, facts.step_seconds, obstacle, accepted)
 
     @property
     def label(self) -> str:

@@ -121,6 +121,7 @@ class RunPageView:
     command_words = words.COMMAND
     command_signs = words.COMMAND_STATE
     outcome_signs = words.OUTCOME
+    severity_signs = words.SEVERITY
 
     @classmethod
     def read(cls, connection: Connection, run: str, *, may_order: bool) -> "RunPageView":

@@ -1,5 +1,6 @@
 """Orders on pages: what stands in their way is said, and no other page can give them."""
 
+import math
 import re
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from shared.commands import CommandKind
 from shared.events import CheckpointState, RunEnded
+from shared.exchange import Columns
 
 BROWSER = {"Accept": "text/html"}
 
@@ -135,3 +137,23 @@ def test_a_price_in_time_is_left_open_while_no_step_was_timed(
     kept(fresh, range(1))
     assert "1 step are" not in client.get("/runs/radio/order").text
     assert "how long a step takes is not known yet" in client.get("/runs/radio/order").text
+
+
+def test_a_suggestion_is_shown_with_its_price_and_taken_up(client: httpx.Client, run: Any) -> None:
+    steps = list(range(120, 132))
+    times = [run.moment().timestamp() + number for number in range(len(steps))]
+    run.send(Columns(step=steps, time=times, series={"loss": [math.nan] * len(steps)}))
+    html = client.get("/runs/radio").text
+    assert "<strong>Suggested: roll back</strong>" in html
+    address = re.search(r'href="(/runs/radio/order\?kind=roll_back&amp;suggestion=[^"]+)"', html)
+    assert address
+    shown = client.get(address[1].replace("&amp;", "&"))
+    assert "The monitor suggests it, because" in shown.text
+    assert "32 steps are thrown away" in shown.text
+    answer = client.post("/runs/radio/order", data=fields(shown.text))
+    assert answer.status_code == 303
+    (command,) = commands(client)
+    assert command["reason"].startswith("suggested: ")
+    again = client.post("/runs/radio/order", data=fields(shown.text))
+    assert again.status_code == 409
+    assert len(commands(client)) == 1

@@ -215,7 +215,7 @@ def test_the_incident_page_tells_the_whole_story(told: httpx.Client) -> None:
     assert "<h1>Bad data at step 120</h1>" in html
     sentence = text_of(html.split('class="lead">', 1)[1].split("</p>", 1)[0])
     assert sentence == (
-        "The gradient is not finite, first in unet.mid.attention.to_q, because of sample dpm_207. "
+        "The gradient is not finite. First in unet.mid.attention.to_q, because of sample dpm_207. "
         "Set aside dpm_207, at the price of 1 step and 210 ms."
     )
     assert part(html, "cost").startswith("Seen by guard nonfinite Began at step 120")
