@@ -26,6 +26,7 @@ from trainer.guards.at_rest import AtRest
 from trainer.guards.base import own_part
 from trainer.guards.counters import Counters
 from trainer.guards.drift import Drift
+from trainer.guards.foresight import Foresight
 from trainer.guards.gradients import Gradients
 from trainer.guards.invariants import Invariants
 from trainer.guards.limits import Limits
@@ -38,6 +39,7 @@ from trainer.guards.refusal import running_statistics
 from trainer.guards.replicas import Replicas
 from trainer.guards.saturation import Saturation
 from trainer.guards.spike import Spike
+from trainer.guards.strain import Strain
 from trainer.guards.underflow import Underflow
 from trainer.guards.vitals import Meter
 from trainer.incident import Incidents
@@ -213,6 +215,7 @@ def _panel(
             Nonfinite(guards.nonfinite),
             *spikes,
             *(Drift(name, guards.drift) for name in names),
+            *(Foresight(name, guards.foresight) for name in names),
             Replicas(guards.replicas, ranks.gather if ranks.are_many else None, is_common=_is_whole),
             Invariants(guards.invariants),
             Counters(guards.invariants),
@@ -267,6 +270,9 @@ def _objective(
         reduce=_reduce(stage, ranks, statistics),
         # of sharded gradients a rank has a part only, and module by module nobody adds them up
         modules=None if is_sharded(stage.model) else ModuleNorms(stage.model, parameters),
+        strain=Strain(
+            [optimizer], add=ranks.add if stage.training.parallel == "fsdp2" and ranks.are_many else None
+        ),
     )
     return Objective(name, optimizer, schedule, meter)
 

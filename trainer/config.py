@@ -15,6 +15,7 @@ from trainer.ema import EmaConfig
 from trainer.errors import ConfigError
 from trainer.guards.at_rest import AtRestConfig
 from trainer.guards.drift import DriftConfig
+from trainer.guards.foresight import ForesightConfig
 from trainer.guards.gradients import GradientsConfig
 from trainer.guards.invariants import InvariantsConfig
 from trainer.guards.nonfinite import NonfiniteConfig
@@ -108,6 +109,7 @@ class GuardsConfig(Section):
 
     spike: SpikeConfig = SpikeConfig()
     drift: DriftConfig = DriftConfig()
+    foresight: ForesightConfig = ForesightConfig()
     nonfinite: NonfiniteConfig = NonfiniteConfig()
     invariants: InvariantsConfig = InvariantsConfig()
     gradients: GradientsConfig = GradientsConfig()

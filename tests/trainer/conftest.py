@@ -22,7 +22,7 @@ from trainer.config import Config, GuardsConfig, RunConfig, TrainingConfig
 from trainer.data.items import Item
 from trainer.data.loading import LoadingConfig
 from trainer.ema import EmaConfig
-from trainer.guards import vitals
+from trainer.guards import courier
 from trainer.guards.spike import SpikeConfig
 from trainer.link.client import Link
 from trainer.loop import Loop, Observer, Phase
@@ -296,7 +296,7 @@ class _Underway:
 @pytest.fixture
 def late_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: the host hears of a step's numbers two steps later, or when it waits for them."""
-    monkeypatch.setattr(vitals, "to_host", lambda numbers: (numbers.clone(), _Underway()))
+    monkeypatch.setattr(courier, "to_host", lambda numbers: (numbers.clone(), _Underway()))
 
 
 @pytest.fixture

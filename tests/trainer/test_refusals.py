@@ -7,13 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from shared.events import Change, Finding, Incident, Severity
+from shared.events import Change, Finding, Incident
 from trainer.checkpoint import LadderConfig
 from trainer.checkpoint.container import parse
+from trainer.config import GuardsConfig
 from trainer.drill.faults import corrupt_weights, nan_gradient
 from trainer.errors import ConfigError, RunStopped
 from trainer.guards.culprit import Culprit, Randomness
+from trainer.guards.foresight import ForesightConfig
 from trainer.incident import IncidentConfig
+from trainer.loop import Loop, Phase
+from trainer.objective import OptimizerConfig
 from trainer.recovery import RecoveryConfig
 from trainer.reenact import reenact
 
@@ -180,32 +184,37 @@ def test_a_resumed_run_has_the_factors_of_the_one_that_was_killed(
     assert differences(without_memory(everything(whole)), without_memory(everything(resumed))) == []
 
 
-def test_a_prediction_lowers_the_rate_keeps_a_snapshot_and_goes_nowhere(
-    lab: Any, monkeypatch: pytest.MonkeyPatch, events: list[Any]
-) -> None:
-    from trainer.guards.panel import Judgement, Panel
+def rising_rate(begin: int, end: int) -> Any:
+    """The schedule itself goes astray: the rate grows tenfold every 20 steps, and is as planned again."""
 
-    judge = Panel.judge
+    def raise_it(phase: Phase, loop: Loop) -> None:
+        if phase is Phase.UPDATE:
+            schedule = loop.objective.schedule
+            is_astray = begin <= loop.state.step < end
+            lr = 1e-3 * (10 ** ((loop.state.step - begin) / 20) if is_astray else 1.0)
+            schedule.config = schedule.config.model_copy(update={"lr": lr})
 
-    def predict(panel: Panel, view: Any) -> Judgement:
-        told = judge(panel, view)
-        if view.vitals.step != 21:
-            return told
-        words = "divergence in some 20 steps"
-        warning = Finding(
-            step=21,
-            guard="drift",
-            severity=Severity.WARNING,
-            message=words,
-            reading={"predicts": "divergence"},
-        )
-        return Judgement(told.verdict, (*told.findings, warning))
+    return raise_it
 
-    monkeypatch.setattr(Panel, "judge", predict)
-    loop = lab.run(steps=60)
+
+def test_a_prediction_lowers_the_rate_keeps_a_snapshot_and_goes_nowhere(lab: Any, events: list[Any]) -> None:
+    config = lab.config(
+        guards=GuardsConfig(foresight=ForesightConfig(warm_up=16, window=64)),
+        recovery=RecoveryConfig(snapshot_every=10, checkpoint_every=25, returns_over=50),
+    )
+    kind = {"steps": 200, "optimizer": OptimizerConfig(lr=1e-3, schedule="constant")}
+    loop = lab.loop(config=config, observers=[rising_rate(100, 135)], **kind)
+    lab.steps(loop, 150)
+    (told,) = [one for one in events if isinstance(one, Finding) and "predicts" in one.reading]
+    assert 100 < told.step < 135
+    assert any(0 <= kept - told.step <= 3 for kept in loop.recovery._snapshots.steps()), "and it is protected"
+    lab.steps(loop, 200)
+    changes = [one for one in events if isinstance(one, Change)]
+    assert changes[0].value == 0.7
+    assert changes[0].reason == told.message
+    assert [one.value for one in changes] == pytest.approx([0.7, 0.76, 0.82, 0.88, 0.94, 1.0])
+    assert loop.last[0].lr == pytest.approx(1e-3)
     assert loop.reporter.record.rollbacks == []
-    assert [one.value for one in events if isinstance(one, Change)][:1] == [0.7]
-    assert 23 in loop.recovery._snapshots.steps(), "and the other slot went round without it"
 
 
 def test_an_incident_leaves_a_folder_and_folders_are_bounded(lab: Any) -> None:

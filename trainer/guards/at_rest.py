@@ -12,9 +12,9 @@ from torch import Tensor
 
 from shared.events import Finding, Severity
 from trainer.guards.base import StepView, Watched, finding, own_part, parameter_names
+from trainer.guards.courier import to_host
 from trainer.guards.nonfinite import kept_tensors
 from trainer.guards.refusal import running_statistics
-from trainer.guards.vitals import to_host
 from trainer.section import Section
 
 _ON_CPU, _ON_GPU = 1 << 18, 1 << 24

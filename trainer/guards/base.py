@@ -39,7 +39,8 @@ class Vitals:
     before clipping and ``clip`` (>= 1) is what the gradient was divided by, 1 on a refused step. A step that
     is ``refused`` without a ``reason`` went with an earlier objective of the same batch; one that is refused
     for an ``overflow`` was skipped because of its ``loss_scale``, which belongs to float16 and is 1 without
-    one. ``zero_share`` is the share of gradient elements that are exactly 0, where it was measured.
+    one. ``zero_share`` is the share of gradient elements that are exactly 0, where it was measured; so are
+    ``update_ratio`` and ``moment_lag`` (``strain.py``), which say nothing of a refused step.
     ``module_norms`` are the parts of ``grad_norm``, by module, where they were measured.
     """
 
@@ -59,6 +60,8 @@ class Vitals:
     zero_share: float | None = None
     missing: tuple[int, ...] = ()
     module_norms: dict[str, float] = field(default_factory=dict)
+    update_ratio: float | None = None
+    moment_lag: float | None = None
 
     @property
     def is_at_fault(self) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -45,10 +46,12 @@ class Panel:
         if twice:
             raise ValueError(f"guards with the same name: {', '.join(sorted(twice))}; give each its own")
         self._failures = dict.fromkeys(names, 0)
+        self._fresh = {guard.name: deepcopy(guard.state_dict()) for guard in self._guards}
+        self._changed = ""
 
     def judge(self, view: StepView) -> Judgement:
         """What all guards say of one step. A refused step or an error seen makes guards scan now."""
-        found: list[Finding] = []
+        found = self._tell_of_changes(view)
         alarm = view.alarm or view.vitals.refused
         for guard in self._guards:
             answer = self._ask(guard, view if alarm == view.alarm else replace(view, alarm=alarm))
@@ -77,16 +80,25 @@ class Panel:
         return {guard.name: guard.state_dict() for guard in self._guards}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises ``ValueError`` if the saved guards are not those of this panel."""
-        if state.keys() != self._failures.keys():
-            missing, unknown = self._failures.keys() - state.keys(), state.keys() - self._failures.keys()
-            raise ValueError(
-                f"saved guards don't match: missing {sorted(missing)}, unknown {sorted(unknown)}; "
-                f"resume with the guards that the run was saved with"
-            )
+        """Give each guard its memory back.
+
+        A guard that the saved run did not have starts anew, and the memory of one that this run doesn't have
+        is dropped: watching must not keep a good state from being loaded. Either is told with the next step.
+        """
         for guard in self._guards:
-            guard.load_state_dict(state[guard.name])
+            guard.load_state_dict(state.get(guard.name, self._fresh[guard.name]))
             self._failures[guard.name] = 0
+        anew, dropped = self._fresh.keys() - state.keys(), state.keys() - self._fresh.keys()
+        parts = [f"{', '.join(sorted(anew))} without a saved memory, so learning anew"] * bool(anew)
+        parts += [f"the saved memory of {', '.join(sorted(dropped))}, whom nobody knows, dropped"] * bool(
+            dropped
+        )
+        self._changed = "; ".join(parts)
+
+    def _tell_of_changes(self, view: StepView) -> list[Finding]:
+        """Once: which guards are others than those of the run that was loaded."""
+        words, self._changed = self._changed, ""
+        return [finding("panel", view, Severity.INFO, f"guards are not as saved: {words}")] if words else []
 
     def _ask(self, guard: Guard, view: StepView) -> Finding | None:
         if self._failures[guard.name] >= _PATIENCE:

@@ -11,7 +11,6 @@ No call here waits for the device, save ``arrived`` when the host is more than `
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,10 +20,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer.guards.base import Reason, StepLosses, Vitals, norms, own_part
+from trainer.guards.courier import Courier, Parcel
 from trainer.guards.limits import Limits, ceilings_of
 from trainer.guards.loss_scale import LossScale, share_of_zeros
 from trainer.guards.modules import EVERY, ModuleNorms
 from trainer.guards.refusal import Shadow, check_refusable, prime
+from trainer.guards.strain import Strain
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +46,6 @@ def of_one_process(losses: StepLosses, terms: Tensor, grads: Sequence[Tensor]) -
     return Whole(losses, terms, torch.linalg.vector_norm(norms(grads)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """A step's numbers on their way to the host, and what is needed to read them."""
-
-    iteration: int
-    lr: float | None
-    parts: tuple[str, ...]
-    modules: tuple[str, ...]
-    samples: int
-    scaled: bool
-    missing: tuple[int, ...]
-    numbers: Tensor
-    copied: torch.cuda.Event | None
-
-
 class Meter:
     """Measures and, where needed, refuses the steps of one objective.
 
@@ -75,6 +61,7 @@ class Meter:
         the update, and it is adapted after it. reduce: what several processes make of their parts of a batch;
         with it numbers from a GPU are handed out after exactly ``history`` steps, so that all of them hear of
         a step at the same time. modules: whose norms are measured beside the whole one, every twenty steps.
+        strain: what looks at the size of the updates; without one every fourth.
 
     ``applied`` (int64, on the device) counts the updates that were not refused, ``iteration`` all measured
     steps. ``clip_factor``, a scalar on the device, is multiplied into the norm to clip to.
@@ -96,18 +83,20 @@ class Meter:
         loss_scale: LossScale | None = None,
         reduce: Reduce | None = None,
         modules: ModuleNorms | None = None,
+        strain: Strain | None = None,
     ) -> None:
         self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         if not max_norm > 0:
             raise ValueError(f"objective {objective!r}: max_norm is {max_norm}; give a positive norm")
-        self.objective, self.history, self.iteration = objective, history, 0
+        self.objective, self.iteration = objective, 0
         self._parameters = list(parameters)
         device = self._parameters[0].device
         self.applied = torch.zeros((), dtype=torch.int64, device=device)
         self._limits = limits if limits is not None else Limits(device)
         self._shadow = Shadow(buffers)
         self.loss_scale = loss_scale
-        self._reduce, self._is_in_step = reduce or of_one_process, reduce is not None
+        self._reduce = reduce or of_one_process
+        self._strain = strain if strain is not None else Strain(self.optimizers)
         self._found_inf = torch.zeros((), device=device)
         self._clip = torch.ones((), device=device)
         self._grad_scale = self._clip if loss_scale is None else torch.ones((), device=device)
@@ -120,7 +109,7 @@ class Meter:
         self._missing: tuple[int, ...] = ()
         self._modules = modules
         self._by_module: Tensor | None = None
-        self._outstanding: deque[_Record] = deque()
+        self._courier = Courier(history, in_step=reduce is not None)
         for one in self.optimizers:
             self._take_over(one)
 
@@ -160,6 +149,7 @@ class Meter:
         torch.fmax(norm / (ceilings[2] * self.clip_factor), self._whole, out=self._clip)
         if self.loss_scale is not None:
             torch.mul(self._clip, self.loss_scale.scale, out=self._grad_scale)
+        self._strain.look(self.iteration, self._grad_scale)
         self._found_inf.copy_(refused)
         self._measured = losses, measured, bad, refused
         return refused
@@ -184,27 +174,13 @@ class Meter:
 
     def arrived(self, wait: bool = False) -> list[Vitals]:
         """Vitals that have reached the host since the last call, in order; with ``wait`` all of them."""
-        come: list[Vitals] = []
-        while self._outstanding:
-            record = self._outstanding[0]
-            if self._must_wait_for(record):
-                if not wait and len(self._outstanding) <= self.history:
-                    break
-                assert record.copied is not None
-                record.copied.synchronize()
-            come.append(self._read(self._outstanding.popleft()))
-        return come
+        return [self._read(parcel, numbers) for parcel, numbers in self._courier.arrived(wait)]
 
     def restore(self, applied: int, iteration: int) -> None:
         """Set the counters to a saved state's, and forget what is under way: it is of a lost stretch."""
         self.applied.fill_(applied)
         self.iteration = iteration
-        self._outstanding.clear()
-
-    def _must_wait_for(self, record: _Record) -> bool:
-        if record.copied is None:
-            return False
-        return self._is_in_step or not record.copied.query()  # type: ignore[no-untyped-call]
+        self._courier.forget()
 
     def _take_over(self, optimizer: Optimizer) -> None:
         """Have the optimizer's kernel read what this meter decides."""
@@ -237,31 +213,27 @@ class Meter:
             scalars.append(lr)
         scalars.extend(self._scaled)
         pieces = [self.applied.reshape(1), measured, torch.stack(scalars)]
-        vectors = (self._by_module, per_sample, times)
+        vectors = (self._by_module, self._strain.measured(measured), per_sample, times)
         pieces.extend(vector for vector in vectors if vector is not None)
-        count = sum(len(piece) for piece in pieces)
-        host, copied = to_host(torch.cat(pieces, out=measured.new_empty(count, dtype=torch.float64)))
-        self._outstanding.append(
-            _Record(
-                iteration=self.iteration,
-                lr=None if isinstance(lr, Tensor) else lr,
-                parts=tuple(losses.parts),
-                modules=() if self._modules is None or self._by_module is None else self._modules.names,
-                samples=0 if per_sample is None else len(per_sample),
-                scaled=self.loss_scale is not None,
-                missing=self._missing,
-                numbers=host,
-                copied=copied,
-            )
+        parcel = Parcel(
+            iteration=self.iteration,
+            lr=None if isinstance(lr, Tensor) else lr,
+            parts=tuple(losses.parts),
+            modules=() if self._modules is None or self._by_module is None else self._modules.names,
+            samples=0 if per_sample is None else len(per_sample),
+            scaled=self.loss_scale is not None,
+            missing=self._missing,
         )
+        self._courier.send(parcel, pieces)
 
-    def _read(self, record: _Record) -> Vitals:
-        numbers = iter(record.numbers.numpy().tolist())
+    def _read(self, record: Parcel, values: list[float]) -> Vitals:
+        numbers = iter(values)
         step, loss, grad_norm, clip, bad, refused = islice(numbers, 6)
         parts = dict(zip(record.parts, islice(numbers, len(record.parts)), strict=True))
         lr = next(numbers) if record.lr is None else record.lr
         scale, zeros = islice(numbers, 2) if record.scaled else (1.0, math.nan)
         modules = dict(zip(record.modules, islice(numbers, len(record.modules)), strict=True))
+        ratio, lag = islice(numbers, 2)
         return Vitals(
             objective=self.objective,
             iteration=record.iteration,
@@ -276,9 +248,11 @@ class Meter:
             sample_losses=tuple(islice(numbers, record.samples)),
             times=tuple(numbers),
             loss_scale=scale,
-            zero_share=None if math.isnan(zeros) else zeros,
+            zero_share=_unless_nan(zeros),
             missing=record.missing,
             module_norms=modules,
+            update_ratio=_unless_nan(ratio),
+            moment_lag=_unless_nan(lag),
         )
 
     def _reason(self, loss: float, grad_norm: float, scale: float) -> Reason:
@@ -295,12 +269,6 @@ def _times(losses: StepLosses) -> Tensor | None:
     return losses.times if losses.per_sample is not None else None
 
 
-def to_host(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Start the copy to the host. Pinned memory is of torch's pool, which frees it when it has been read."""
-    if not numbers.is_cuda:
-        return numbers, None
-    host = torch.empty(len(numbers), dtype=numbers.dtype, pin_memory=True)
-    host.copy_(numbers, non_blocking=True)
-    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    copied.record()
-    return host, copied
+def _unless_nan(number: float) -> float | None:
+    """NaN stands for what was not measured."""
+    return None if math.isnan(number) else number

@@ -13,6 +13,7 @@ from trainer.guards.base import Guard, Verdict
 from trainer.guards.counters import Counters
 from trainer.guards.drift import Drift
 from trainer.guards.gradients import Gradients
+from trainer.guards.foresight import Foresight, ForesightConfig
 from trainer.guards.invariants import Invariants
 from trainer.guards.nonfinite import Nonfinite
 from trainer.guards.panel import Panel
@@ -75,10 +76,21 @@ def clamped_part(training: Any) -> None:
         assert training.step().findings == ()
 
 
+def runaway_updates(training: Any) -> None:
+    """Updates of half a weight for three looks, the last of which is left to come."""
+    for group in training.optimizer.param_groups:
+        group["lr"] = 0.1
+    for _ in range(8):
+        assert training.step().findings == ()
+
+
 CASES = {
     "nonfinite": Case(Nonfinite, nan_gradient, Verdict.SKIP_STEP, 1),
     "spike": Case(lambda: Spike("diffusion"), huge_gradient, Verdict.SKIP_STEP, 0),
     "drift": Case(lambda: Drift("diffusion"), vanishing_gradient, Verdict.PROCEED, 0),
+    "foresight": Case(
+        lambda: Foresight("diffusion", ForesightConfig(warm_up=16)), runaway_updates, Verdict.PROCEED, 0
+    ),
     "invariants": Case(Invariants, wrong_constant, Verdict.ROLL_BACK, 1),
     "counters": Case(Counters, stepped_twice, Verdict.ROLL_BACK, 1),
     "gradients": Case(Gradients, zero_gradients, Verdict.STOP, 0),

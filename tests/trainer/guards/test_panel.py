@@ -109,10 +109,21 @@ def test_memories_are_kept_by_name() -> None:
     assert [guard.memory for guard in new] == [2, 1]
 
 
-def test_memories_of_other_guards_are_refused() -> None:
-    panel = Panel([Scripted("first")])
-    with pytest.raises(ValueError, match=r"missing \['first'\], unknown \['second'\]"):
-        panel.load_state_dict({"second": {}})
+def test_a_guard_without_a_saved_memory_starts_anew_and_is_told_once(view: StepView) -> None:
+    old, new = Scripted("old"), Scripted("new")
+    panel = Panel([old, new])
+    old.memory = 3
+    saved = Panel([old, Scripted("gone")]).state_dict()
+    old.memory, new.memory = 7, 8  # of a stretch that is lost
+    panel.load_state_dict(saved)
+    assert (old.memory, new.memory) == (3, 0)
+    (told,) = panel.judge(view).findings
+    assert told.severity is Severity.INFO
+    assert "new without a saved memory" in told.message
+    assert "gone, whom nobody knows" in told.message
+    assert panel.judge(view).findings == ()
+    panel.load_state_dict(panel.state_dict())
+    assert panel.judge(view).findings == ()
 
 
 def test_two_guards_with_one_name_are_refused() -> None:

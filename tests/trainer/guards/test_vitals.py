@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from trainer.guards import vitals as vitals_module
+from trainer.guards import courier
 from trainer.guards.base import Vitals
 from trainer.guards.limits import Limits
 from trainer.guards.vitals import Meter
@@ -189,7 +189,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[Copy]:
         made.append(Copy())
         return numbers, made[-1]
 
-    monkeypatch.setattr(vitals_module, "to_host", start)
+    monkeypatch.setattr(courier, "to_host", start)
     return made
 
 
