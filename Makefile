@@ -22,7 +22,7 @@ lint: .venv/.ok
 	$(BIN)/mypy
 
 bench: .venv/.ok
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/guard_overhead.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.guard_overhead
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/checkpoint_damage.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.radiodiff_step
 

@@ -1,14 +1,13 @@
 """What the guards cost: CPU time of a training step, side by side in one run.
 
-    python benchmarks/guard_overhead.py [--rounds 100] [--json]
+    python -m benchmarks.guard_overhead [--rounds 100] [--device cpu] [--json]
 
-Four loops train copies of the same small RadioDiff on the same batches, one step each in turn, so that a busy
-machine slows all of them alike:
+Loops train copies of the same small RadioDiff on the same batches, one step each in turn, so that a busy
+machine slows all of them alike: bare; with ``clip_grad_norm_``, with which all are compared; as others guard
+it (``guard_rivals.py``); and ours: refusal on the device, all guards and their scans, the adaptive clip.
 
-    bare           forward, backward, fused AdamW
-    clipped        the same with clip_grad_norm_: what the others are compared with
-    isnan          clipped, and isnan and isinf of every gradient, as in the report that started this project
-    guarded        ours: refusal on the device, all guards and their scans, the adaptive clip
+On a GPU it is wall time between synchronisations, and each loop is also run with
+``torch.cuda.set_sync_debug_mode("error")``: does the host wait for the device in a healthy step?
 """
 
 import argparse
@@ -17,12 +16,13 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch.optim import AdamW
 
+from benchmarks.guard_rivals import LR, RIVALS, Batch, Step
 from trainer.build import Stage, probe_batch
 from trainer.config import Config, load
 from trainer.data.radiomaps import RadioMaps
@@ -30,8 +30,10 @@ from trainer.guards.at_rest import AtRest
 from trainer.guards.base import Guard, StepView, Watched
 from trainer.guards.counters import Counters
 from trainer.guards.drift import Drift
+from trainer.guards.foresight import Foresight
 from trainer.guards.gradients import Gradients
 from trainer.guards.invariants import Invariants
+from trainer.guards.limits import Limits
 from trainer.guards.modules import ModuleNorms
 from trainer.guards.nonfinite import Nonfinite
 from trainer.guards.overflow import Overflow
@@ -45,45 +47,16 @@ from trainer.held import HeldModes, HeldSettings
 from trainer.objective import OptimizerConfig, Schedule, fused_adamw
 from trainer.radiodiff.diffusion import LatentDiffusion
 
-Batch = dict[str, torch.Tensor]
-Step = Callable[[Batch], None]
-
 TINY = Path(__file__).parents[1] / "deploy/configs/tiny.toml"
-
-
-def plain_step(model: LatentDiffusion, after_backward: Callable[[list[torch.nn.Parameter]], None]) -> Step:
-    """A loop as everybody writes it; ``after_backward`` gets the parameters, their gradients filled."""
-    parameters = model.parameters_of("diffusion")
-    optimizer = AdamW(parameters, lr=1e-4, fused=True)
-
-    def step(batch: Batch) -> None:
-        model.training_step(batch).total.backward()
-        after_backward(parameters)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def clip(parameters: list[torch.nn.Parameter]) -> None:
-    """Clip to a global norm of 1."""
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-
-
-def clip_and_look(parameters: list[torch.nn.Parameter]) -> None:
-    """Search every gradient for NaN and infinity with two host reads each, then clip."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            _ = bool(torch.isnan(parameter.grad).any()), bool(torch.isinf(parameter.grad).any())
-    clip(parameters)
 
 
 def guarded_step(model: LatentDiffusion) -> Step:
     """Our loop's step: measured, judged and, every 100 steps, scanned."""
     parameters = model.parameters_of("diffusion")
-    schedule = Schedule(OptimizerConfig(lr=1e-4, schedule="constant"), 1, torch.device("cpu"))
+    device = parameters[0].device
+    schedule = Schedule(OptimizerConfig(lr=LR, schedule="constant"), 1, device)
     optimizer = fused_adamw(parameters, schedule.config, schedule.lr)
-    spike = Spike("diffusion")
+    spike = Spike("diffusion", limits=Limits(device))
     statistics_ = list(running_statistics(model).values())
     modules = ModuleNorms(model, parameters)
     meter = Meter(
@@ -100,6 +73,7 @@ def guarded_step(model: LatentDiffusion) -> Step:
         Nonfinite(),
         spike,
         Drift(spike.objective),
+        Foresight(spike.objective),
         Invariants(),
         Counters(),
         Gradients(),
@@ -127,27 +101,58 @@ def guarded_step(model: LatentDiffusion) -> Step:
     return step
 
 
-def measure(config: Config, rounds: int) -> dict[str, float]:
-    """Mean CPU seconds of a step of each loop; 100 rounds hold one scan, whose cost is thus in the mean."""
+@dataclass(frozen=True)
+class Cost:
+    """Of one loop: mean seconds of a step, and whether it makes the host wait; None where nobody can tell."""
+
+    seconds: float
+    waits: bool | None
+
+
+def measure(config: Config, rounds: int, device: torch.device) -> dict[str, Cost]:
+    """The cost of each loop; 100 rounds hold one scan, which is thus in the mean."""
     torch.manual_seed(0)
     model = LatentDiffusion(config.diffusion.model)
     stage = Stage("bench", Path(), model, config.diffusion.training, RadioMaps(config.data, "train"))
-    batch = probe_batch(stage, torch.device("cpu"), size=config.diffusion.training.loading.batch_size)
-    steps = {
-        "bare": plain_step(copy.deepcopy(model), lambda parameters: None),
-        "clipped": plain_step(copy.deepcopy(model), clip),
-        "isnan": plain_step(copy.deepcopy(model), clip_and_look),
-        "guarded": guarded_step(copy.deepcopy(model)),
-    }
+    batch = probe_batch(stage, device, size=config.diffusion.training.loading.batch_size)
+    loops = {**RIVALS, "ours": guarded_step}
+    steps = {name: make(copy.deepcopy(model).to(device)) for name, make in loops.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(rounds + 3):
         for name, step in steps.items():
-            torch.manual_seed(round_)  # the same times and noise for all four
-            begun = time.process_time()
-            step(batch)
+            torch.manual_seed(round_)  # the same times and noise for all
+            spent = _timed(step, batch, device)
             if round_ >= 3:
-                seconds[name].append(time.process_time() - begun)
-    return {name: statistics.fmean(values) for name, values in seconds.items()}
+                seconds[name].append(spent)
+    return {name: Cost(statistics.fmean(seconds[name]), waits(step, batch)) for name, step in steps.items()}
+
+
+def _timed(step: Step, batch: Batch, device: torch.device) -> float:
+    if device.type == "cpu":
+        begun = time.process_time()
+        step(batch)
+        return time.process_time() - begun
+    torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    step(batch)
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
+
+
+def waits(step: Step, batch: Batch) -> bool | None:
+    """Whether a healthy step makes the host wait for the GPU; None on a CPU, which never does."""
+    if not batch["image"].is_cuda:
+        return None
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(batch)
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
 
 
 def main() -> None:
@@ -156,16 +161,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found = measure(load(TINY), arguments.rounds)
+    warnings.filterwarnings("ignore", "Anomaly Detection has been enabled")
+    found = measure(load(TINY), arguments.rounds, arguments.device)
     if arguments.json:
-        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.write(json.dumps({name: asdict(cost) for name, cost in found.items()}) + "\n")
         return
-    sys.stdout.write("| loop | ms CPU a step | x clipped |\n|---|---|---|\n")
-    for name, seconds in found.items():
-        sys.stdout.write(f"| {name} | {1000 * seconds:.1f} | {seconds / found['clipped']:.3f} |\n")
+    sys.stdout.write("| loop | ms a step | x clipped | the host waits |\n|---|---|---|---|\n")
+    for name, cost in found.items():
+        waiting = "not measured on a CPU" if cost.waits is None else str(cost.waits)
+        ratio = cost.seconds / found["clipped"].seconds
+        sys.stdout.write(f"| {name} | {1000 * cost.seconds:.1f} | {ratio:.3f} | {waiting} |\n")
 
 
 if __name__ == "__main__":
