@@ -12,8 +12,8 @@ import torch
 from trainer.guards.base import Guard, Verdict
 from trainer.guards.counters import Counters
 from trainer.guards.drift import Drift
-from trainer.guards.gradients import Gradients
 from trainer.guards.foresight import Foresight, ForesightConfig
+from trainer.guards.gradients import Gradients
 from trainer.guards.invariants import Invariants
 from trainer.guards.nonfinite import Nonfinite
 from trainer.guards.panel import Panel
