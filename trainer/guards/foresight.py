@@ -28,7 +28,10 @@ _SIGNS_NEEDED = 2
 
 
 class ForesightConfig(Section):
-    window: int = Field(256, ge=16, description="Looks at each sign that its p99.9 is taken of.")
+    window: int = Field(256, ge=16, description="Looks at norm and lag that their p99.9 is taken of.")
+    ratio_window: int = Field(
+        128, ge=16, description="The same of the update ratio: its high start is soon no measure any more."
+    )
     warm_up: int = Field(64, ge=16, description="Looks before the first decision.")
     smooth: int = Field(
         5, ge=1, description="Looks whose median is judged: of norm and lag, which are noisy."
@@ -57,9 +60,9 @@ class Foresight:
         self.objective, self.name = objective, f"foresight.{objective}"
         self._config = config or ForesightConfig()
         self._signs = {
-            "update_ratio": _Sign(self._config, smooth=1),
-            "moment_lag": _Sign(self._config, self._config.smooth),
-            "grad_norm": _Sign(self._config, self._config.smooth),
+            "update_ratio": _Sign(self._config, self._config.ratio_window, smooth=1),
+            "moment_lag": _Sign(self._config, self._config.window, self._config.smooth),
+            "grad_norm": _Sign(self._config, self._config.window, self._config.smooth),
         }
         self._norms: list[float] = []
         self._overflows: deque[int] = deque(maxlen=_OVERFLOW_WINDOW)
@@ -144,10 +147,10 @@ class _Sign:
     The p99.9 is the higher of the window's own and a normal one's from median and MAD, in the log domain.
     """
 
-    def __init__(self, config: ForesightConfig, smooth: int) -> None:
+    def __init__(self, config: ForesightConfig, window: int, smooth: int) -> None:
         self._config = config
         self._last: deque[float] = deque(maxlen=smooth)
-        self._usual: deque[float] = deque(maxlen=config.window)
+        self._usual: deque[float] = deque(maxlen=window)
         self._count = self._high_in_a_row = 0
         self._threshold = math.inf
 
