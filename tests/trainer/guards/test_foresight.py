@@ -61,7 +61,7 @@ def test_an_update_ratio_that_runs_away_predicts_alone(run: Any) -> None:
     guard = Foresight("diffusion")
     found = run(guard, 1100, ramp(1000, 150, "update_ratio"))
     assert [set(one.reading) - {"objective", "predicts"} for one in found] == [{"update_ratio"}]
-    assert 1000 < found[0].step < 1090
+    assert 1000 < found[0].step < 1100
 
 
 @pytest.mark.parametrize("name", ["moment_lag", "grad_norm"])
