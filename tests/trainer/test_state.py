@@ -44,10 +44,6 @@ def other_data(state: State) -> None:
     state["facts"]["data"]["data"] = "pictures-of-something-else"
 
 
-def other_guards(state: State) -> None:
-    del state["facts"]["guards"]["invariants"]
-
-
 def other_memory_of_the_last_guard(state: State) -> None:
     state["facts"]["guards"]["invariants"] = {}
 
@@ -79,7 +75,6 @@ def impossible_generator(state: State) -> None:
         (missing_counter, "iteration"),
         (other_objectives, "updates of .*critic.*this model has .*denoiser"),
         (other_data, "pictures-of-something-else"),
-        (other_guards, "missing .*invariants"),
         (other_memory_of_the_last_guard, "constants"),
         (unknown_generator, "random states"),
         (short_generator, "random states"),
