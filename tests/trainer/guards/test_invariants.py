@@ -10,8 +10,9 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
 from shared.events import Finding, Severity
+from trainer.guards.adam import cauchy, reach
 from trainer.guards.base import Vitals, Watched
-from trainer.guards.invariants import Invariants, InvariantsConfig, cauchy, fingerprint, reach
+from trainer.guards.invariants import Invariants, InvariantsConfig, fingerprint
 
 
 def look(training: Any, vitals: Callable[..., Vitals]) -> Finding | None:
@@ -144,6 +145,37 @@ def test_moments_that_no_gradients_made_are_corrupt(
     finding = look(training, vitals)
     assert finding is not None
     assert "the moments of inner.0.weight are not a mean of any gradients" in finding.message
+
+
+def averaging(new_training: Any, steps: int) -> Any:
+    """A training whose average is known by the names of the model's parameters."""
+    training = new_training()
+    training.watched.ema = {f"inner.{name}": average for name, average in training.ema.items()}
+    training.invariants.rebase(training.watched)
+    for _ in range(steps):
+        assert training.step().findings == ()
+    return training
+
+
+def test_an_average_that_follows_is_within_its_hull_at_every_step(
+    new_training: Any, vitals: Callable[..., Vitals]
+) -> None:
+    training = averaging(new_training, 30)
+    for _ in range(100):
+        training.step()
+        assert look(training, vitals) is None
+
+
+@pytest.mark.parametrize("damage", [lambda e: e.neg_(), lambda e: e.mul_(3), lambda e: e[0, 0].fill_(9)])
+def test_an_average_that_left_its_hull_is_corrupt(
+    damage: Any, new_training: Any, vitals: Callable[..., Vitals]
+) -> None:
+    training = averaging(new_training, 30)
+    assert look(training, vitals) is None
+    damage(training.ema["0.weight"])
+    found = look(training, vitals)
+    assert found is not None
+    assert "the average of inner.0.weight is" in found.message
 
 
 @pytest.mark.parametrize("later", [1, 20, 60])
