@@ -13,12 +13,17 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from monitor_service import __main__ as monitor_program
 from monitor_service.app import create_app
+from monitor_service.exposition import PREFIX as PREFIX_OF_METRICS
+from monitor_service.metrics import Meters
+from monitor_service.run_series import FAMILIES, Family
+from monitor_service.scrape import FLEET
 from monitor_service.settings import PREFIX, ClientSettings, Settings
 from shared import commands, events, exchange
 from trainer import __main__ as trainer_program
@@ -26,6 +31,7 @@ from trainer import errors
 from trainer.config import Config
 
 FOLDER = Path(__file__).parent / "reference"
+_METRIC_HEAD = ("| name | type | labels | meaning |", "|---|---|---|---|")
 _MADE = "*Written by `python docs/reference.py` from the code; do not edit.*"
 
 
@@ -37,6 +43,7 @@ def pages() -> dict[str, str]:
         "messages.md": _messages(),
         "api.md": _api(),
         "commands.md": _commands(),
+        "metrics.md": _metrics(),
     }
     return {name: "\n".join(lines).rstrip() + "\n" for name, lines in made.items()}
 
@@ -115,6 +122,26 @@ def _type_in_schema(part: Mapping[str, Any]) -> str:
 
 def _answer(code: str, one: Mapping[str, Any]) -> str:
     return f"{code} ({one['description'].rstrip('.').lower()})" if one.get("description") else code
+
+
+def _metrics() -> Iterator[str]:
+    yield from _head("Metrics", "What `/metrics` tells. What to watch and when: [runbook](../runbook.md).")
+    yield from ("## Of each run", "")
+    yield "Labels `project` and `run` besides those named; a run leaves 15 minutes after its end. Told by one"
+    yield from ("monitor of those that share a database, as are those of the fleet.", "")
+    yield from (*_METRIC_HEAD, *map(_family, FAMILIES), "")
+    yield from ("## Of the fleet", "", *_METRIC_HEAD, *map(_family, FLEET.values()), "")
+    yield from ("## Of the monitor", "", *_METRIC_HEAD)
+    for collector in Meters(CollectorRegistry()).registry._collector_to_names:
+        for told in collector.describe():
+            ending = "_total" if told.type == "counter" else ""
+            labels = ", ".join(getattr(collector, "_labelnames", ()))
+            yield f"| `{told.name}{ending}` | {told.type} | {labels} | {told.documentation} |"
+
+
+def _family(family: Family) -> str:
+    labels = ", ".join(family.labels)
+    return f"| `{PREFIX_OF_METRICS}{family.name}` | {family.kind} | {labels} | {family.what} |"
 
 
 def _commands() -> Iterator[str]:

@@ -173,7 +173,8 @@ def _migrate(arguments: argparse.Namespace) -> None:
 def _compact(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments)
     open_database(settings.database_url)
-    store = Store(open_engine(settings.database_url), queue_size=1, observe=lambda requests, seconds: None)
+    engine = open_engine(settings.database_url)
+    store = Store(engine, queue_size=1, observe=lambda requests, seconds: None, complain=lambda: None)
     store.start()
     try:
         done = Done()

@@ -28,8 +28,11 @@ from monitor_service.api.openapi import describe_bodies
 from monitor_service.api.problems import add_problem_handlers
 from monitor_service.api.shortcut import Shortcut
 from monitor_service.bell import Bell
-from monitor_service.metrics import Meters, RunCollector
+from monitor_service.errors import StoreUnavailable
+from monitor_service.leading import Lead
+from monitor_service.metrics import Meters
 from monitor_service.newsroom import Newsroom
+from monitor_service.scrape import Scraper
 from monitor_service.settings import Settings
 from monitor_service.store import Store, open_engine
 from monitor_service.web import login, orders, pages, shell
@@ -73,12 +76,23 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
 def _build(settings: Settings, clock: Clock) -> Monitor:
     meters = Meters(CollectorRegistry())
     engine = open_engine(settings.database_url, settings.durable)
-    store = Store(engine, queue_size=settings.write_queue, observe=meters.note_commit)
-    meters.registry.register(RunCollector(store, settings, clock))
+    store = Store(
+        engine,
+        queue_size=settings.write_queue,
+        observe=meters.note_commit,
+        complain=meters.store_errors.labels("commit").inc,
+    )
+    lead = Lead(store, clock, settings.metrics_lease_s)
+    scraper = Scraper(store, settings, meters, lead, clock)
     door = Door(store, clock, is_loopback=settings.is_loopback)
     access_log = AccessLog(settings.access_log, clock)
     newsroom = Newsroom(store, settings.max_streams)
-    return Monitor(settings, clock, store, Bell(), meters, door, access_log, newsroom)
+    bell = Bell()
+    meters.queue.set_function(lambda: store.num_waiting)
+    meters.leads.set_function(lambda: lead.is_ours)
+    meters.waiting.labels("longpoll").set_function(lambda: bell.num_listening)
+    meters.waiting.labels("sse").set_function(lambda: newsroom.num_listening)
+    return Monitor(settings, clock, store, bell, meters, door, access_log, newsroom, lead, scraper)
 
 
 @asynccontextmanager
@@ -86,7 +100,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     monitor: Monitor = app.state.monitor
     await asyncio.to_thread(migrate.bring_up_to_date, monitor.store.engine)
     monitor.store.start()
+    await asyncio.to_thread(monitor.lead.renew)
     watching = [
+        asyncio.create_task(watchdog.keep_leading(monitor.lead, monitor.settings)),
         asyncio.create_task(watchdog.keep_looking(monitor.store, monitor.clock, monitor.settings)),
         asyncio.create_task(watchdog.keep_ringing(monitor.store, monitor.bell, monitor.settings)),
         asyncio.create_task(watchdog.keep_upkeep(monitor.store, monitor.clock, monitor.settings)),
@@ -98,5 +114,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        with suppress(StoreUnavailable):
+            await asyncio.to_thread(monitor.lead.let_go)
         await asyncio.to_thread(monitor.store.close)
         monitor.access_log.close()

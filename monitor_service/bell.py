@@ -33,6 +33,10 @@ class Bell:
                 del self._listeners[run]
 
     @property
+    def num_listening(self) -> int:
+        return sum(map(len, list(self._listeners.values())))
+
+    @property
     def is_listened_to(self) -> bool:
         return bool(self._listeners)
 

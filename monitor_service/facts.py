@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from monitor_service.concerns import Judgement
 from monitor_service.history import LossHistory
+from monitor_service.readings import Readings
 from monitor_service.wire import Wire
 from shared.base import Moment
 from shared.commands import Command
@@ -123,7 +124,6 @@ class Facts(BaseModel):
     grad_norm: float | None = None
     nonfinite_losses: Count = Field(0, description="Newest losses in a row that are not finite.")
     steps_total: Count = Field(0, description="Steps received, abandoned ones included; never goes back.")
-    nonfinite: dict[str, Count] = Field(default_factory=dict, description="Non-finite values by series.")
     findings: dict[str, Count] = Field(default_factory=dict, description="By ``guard/severity``.")
     skipped: dict[str, Count] = Field(default_factory=dict, description="Refused steps by reason.")
     rollbacks: dict[str, Count] = Field(default_factory=dict, description="By trigger.")
@@ -132,6 +132,7 @@ class Facts(BaseModel):
     seconds_lost: float = Field(0.0, description="Restores, and steps thrown away at their usual duration.")
     alarm: Alarm | None = None
     returned: Return | None = None
+    readings: Readings = Field(default_factory=Readings)
     obeying: str | None = Field(None, description="Id of the rollback command that the trainer has accepted.")
     ended: End | None = None
     last_good: GoodCheckpoint | None = None
@@ -183,6 +184,7 @@ class Facts(BaseModel):
         """
         self.hear(now)
         self.wire.take(batch, now, is_first_heard=self.attempt == 0)
+        self.readings.take(batch, now)
         if batch.attempt > self.attempt:
             self._begin(batch.attempt, now)
         opening = _num_opening(batch)
@@ -205,8 +207,6 @@ class Facts(BaseModel):
         self.steps_total += len(columns.step)
         if attempt == self.attempt and self.attempt_step is None:
             self.attempt_step = columns.step[0]
-        for name, values in columns.series.items():
-            self._count_nonfinite(name, values)
         is_first = self.step is None or self.step_time is None
         if attempt == self.attempt and (is_first or columns.step[-1] > (self.step or 0)):
             self._advance(columns, now)
@@ -236,13 +236,6 @@ class Facts(BaseModel):
         if math.isfinite(duration) and duration > 0:
             before = self.step_seconds
             self.step_seconds = duration if before is None else 0.8 * before + 0.2 * duration
-
-    def _count_nonfinite(self, name: str, values: Sequence[float | None]) -> None:
-        if None not in values and math.isfinite(sum(values)):  # type: ignore[arg-type]
-            return  # the sum of anything with a NaN or an infinity is not finite
-        count = sum(1 for value in values if value is not None and not math.isfinite(value))
-        if count:
-            _add(self.nonfinite, name if name in (LOSS, GRAD_NORM) else OTHER, count)
 
     def _take_events(self, events: Sequence[Event], attempt: int, now: datetime) -> None:
         for event in events:
@@ -289,8 +282,6 @@ class Facts(BaseModel):
     @_take_event.register
     def _(self, event: StepSkipped, attempt: int, now: datetime) -> None:
         _add(self.skipped, event.reason, 1)
-        self._count_nonfinite(LOSS, [event.loss])
-        self._count_nonfinite(GRAD_NORM, [event.grad_norm])
 
     @_take_event.register
     def _(self, event: Rollback, attempt: int, now: datetime) -> None:

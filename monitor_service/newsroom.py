@@ -69,6 +69,10 @@ class Newsroom:
                 self._looking = asyncio.create_task(self._look())
             return listener
 
+    @property
+    def num_listening(self) -> int:
+        return len(self._listeners)
+
     def leave(self, listener: Listener) -> None:
         self._listeners.discard(listener)
 

@@ -252,6 +252,12 @@ class Settings(FromEnvironment, RunRules, AccessConfig, StorageConfig):
     )
     write_queue: int = Field(1024, ge=1, description="Requests that may wait for the writer; then 503.")
     metrics_max_runs: int = Field(500, ge=0, description="Runs with series of their own in /metrics.")
+    metrics_lease_s: float = Field(
+        6.0,
+        gt=0,
+        description="Of several monitors on one database one tells the runs' series; unless "
+        "it is silent for this long, seconds.",
+    )
     metrics_linger_s: float = Field(
         900.0, ge=0, description="A run leaves /metrics this long after its end, seconds."
     )

@@ -127,9 +127,11 @@ class _Job(Generic[T]):
 class Store:
     """Writes go through one thread and are answered after their commit; reads have own connections."""
 
-    def __init__(self, engine: Engine, *, queue_size: int, observe: Observer) -> None:
+    def __init__(
+        self, engine: Engine, *, queue_size: int, observe: Observer, complain: Callable[[], None]
+    ) -> None:
         self.engine = engine
-        self._observe = observe
+        self._observe, self._complain = observe, complain
         self._waiting: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._most_waiting = queue_size
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
@@ -153,6 +155,11 @@ class Store:
     def is_alive(self) -> bool:
         """Whether something written now would be committed."""
         return self._is_open and self._thread.is_alive()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for the writer."""
+        return self._waiting.qsize()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -242,6 +249,7 @@ class Store:
 
     def _refuse(self, group: list[_Job[Any]], error: SQLAlchemyError) -> None:
         log.error("commit of %d requests failed: %s", len(group), error)
+        self._complain()
         for job in group:
             job.refuse(StoreUnavailable(str(getattr(error, "orig", error))))
 

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, select
 from monitor_service import commands, judging, runs, tables, upkeep
 from monitor_service.bell import Bell
 from monitor_service.health import OVER
+from monitor_service.leading import Lead
 from monitor_service.settings import Settings
 from monitor_service.store import Store
 from shared.commands import CommandState
@@ -63,6 +64,13 @@ async def keep_ringing(store: Store, bell: Bell, settings: Settings) -> None:
         await asyncio.sleep(settings.command_poll_s)
         if bell.is_listened_to:
             await _survive("command poll", lambda: ring_for_new_commands(store, bell))
+
+
+async def keep_leading(lead: Lead, settings: Settings) -> None:
+    """Renew the lease of ``/metrics`` for ever, three times within its length."""
+    while True:
+        await asyncio.sleep(settings.metrics_lease_s / 3)
+        await _survive("lease of /metrics", lead.renew)
 
 
 async def keep_upkeep(store: Store, clock: Callable[[], datetime], settings: Settings) -> None:

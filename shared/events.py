@@ -214,7 +214,7 @@ class OpaqueEvent(Event):
     type: str
 
 
-_KNOWN = (
+KNOWN_EVENTS = (
     "attempt_started",
     "finding",
     "step_skipped",
@@ -230,7 +230,7 @@ _KNOWN = (
 
 def _tag(value: Any) -> str:
     kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
-    return kind if kind in _KNOWN else "opaque"
+    return kind if kind in KNOWN_EVENTS else "opaque"
 
 
 AnyEvent = Annotated[

@@ -63,6 +63,7 @@ class OutboxCounts(Message):
     dropped_events: int = Field(0, ge=0)
     rejected_batches: int = Field(0, ge=0)
     pending_batches: int = Field(0, ge=0)
+    spool_bytes: int = Field(0, ge=0, description="Disk that waiting batches take.")
 
 
 class Batch(Message):

@@ -62,9 +62,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "monitor_service.tables": (),
     "monitor_service.concerns": ("shared",),
     "monitor_service.history": (),
+    "monitor_service.readings": ("shared",),
     "monitor_service.wire": ("shared",),
     "monitor_service.facts": (
         *("shared", "monitor_service.concerns", "monitor_service.history", "monitor_service.wire"),
+        "monitor_service.readings",
     ),
     "monitor_service.health": ("shared", "monitor_service.settings", *FACTS),
     "monitor_service.rules": ("shared", "monitor_service.settings", *FACTS),

@@ -83,6 +83,10 @@ class Reporter:
             values[f"{prefix}loss"] = one.loss
             values[f"{prefix}grad_norm"] = one.grad_norm
             values[f"{prefix}lr"] = one.lr
+            if one.clip > 1:
+                values[f"{prefix}clip"] = one.clip
+            if one.loss_scale != 1:
+                values[f"{prefix}loss_scale"] = one.loss_scale
             values |= {f"{prefix}loss/{name}": part for name, part in one.parts.items()}
             values |= {f"{prefix}grad_norm/{name}": norm for name, norm in one.module_norms.items()}
         self.link.record_step(self.record.attempt, vitals[0].step, time.time(), values)

@@ -11,8 +11,10 @@ from sqlalchemy import Connection
 from monitor_service.access import Door
 from monitor_service.api.access_log import AccessLog
 from monitor_service.bell import Bell
+from monitor_service.leading import Lead
 from monitor_service.metrics import Meters
 from monitor_service.newsroom import Newsroom
+from monitor_service.scrape import Scraper
 from monitor_service.settings import Settings
 from monitor_service.store import Store
 
@@ -32,6 +34,8 @@ class Monitor:
     door: Door
     access_log: AccessLog
     newsroom: Newsroom
+    lead: Lead
+    scraper: Scraper
 
 
 async def get_monitor(request: Request) -> Monitor:

@@ -36,7 +36,7 @@ class Guard:
         self._hosts = Hosts(settings.host, settings.allowed_hosts)
         self._asked = Buckets(settings.rate_limit_per_s)
         self._sent = Buckets(settings.rate_limit_ingest_per_s)
-        self._log = monitor.access_log
+        self._log, self._meters = monitor.access_log, monitor.meters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,7 +55,9 @@ class Guard:
             refusal = await self._judge(scope)
             await (refusal or self._app)(scope, receive, send_marked)
         finally:
-            self._log.note(scope, status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._meters.note_answer(status, _question(scope), seconds)
+            self._log.note(scope, status, seconds)
 
     async def _judge(self, scope: Scope) -> Response | None:
         """The answer to whoever may not pass; ``None`` lets the request go on, with its principal."""
@@ -85,6 +87,13 @@ class Guard:
         who = principal.token if principal and principal.token else address_of(scope)
         buckets = self._sent if scope["path"].endswith("/exchange") else self._asked
         buckets.take(who)
+
+
+def _question(scope: Scope) -> str | None:
+    """The route that answered a question of the API; streams last as long as somebody listens."""
+    route = scope.get("route")
+    path: str | None = getattr(route, "path", None) if scope["method"] == "GET" else None
+    return path if path and path.startswith("/api/") and not path.endswith("/stream") else None
 
 
 def is_public(path: str) -> bool:

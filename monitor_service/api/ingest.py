@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -66,7 +66,7 @@ async def exchange(run: RunName, request: Request, monitor: MonitorDep) -> Respo
     2xx means committed. With nothing to tell, the reply waits up to ``hold_s`` for a command to appear.
     """
     with monitor.bell.listen(run) as heard:
-        with _counted(monitor.meters):
+        with _counted(monitor.meters, request, run):
             batch = await read_message(request, Batch, monitor.settings)
             bounds.check(batch)
             done = await _commit(monitor, run, batch)
@@ -77,6 +77,8 @@ async def exchange(run: RunName, request: Request, monitor: MonitorDep) -> Respo
             commands = await asyncio.wrap_future(
                 monitor.store.submit(lambda connection: runs.deliver(connection, run, now))
             )
+    if commands:
+        monitor.meters.journeys.delivered(run, commands, monitor.clock())
     return answer(
         Reply(seq=batch.seq, duplicate=done.is_duplicate, commands=commands, server_time=monitor.clock())
     )
@@ -94,21 +96,33 @@ async def _commit(monitor: Monitor, run: str, batch: Batch) -> Exchanged:
             lambda connection: runs.exchange(connection, run, incoming, now, monitor.settings)
         )
     )
-    monitor.meters.points.labels("duplicate" if done.is_duplicate else "accepted").inc(num_values)
+    result = "duplicate" if done.is_duplicate else "accepted"
+    monitor.meters.points.labels(result).inc(num_values)
+    monitor.meters.note_events(batch.events, result)
+    monitor.meters.journeys.received(run, batch, now)
     return done
 
 
 @contextmanager
-def _counted(meters: Meters) -> Iterator[None]:
-    """Count the request by its outcome, and measure what happens in this block."""
-    started = time.perf_counter()
+def _counted(meters: Meters, request: Request, run: str) -> Iterator[None]:
+    """Count the request by its outcome and form, and measure what happens in this block."""
+    started, form = time.perf_counter(), form_of(request.headers)
+    size = request.headers.get("content-length", "")
+    meters.bytes.labels(form).inc(int(size) if size.isdecimal() else 0)
     try:
         yield
     except MonitorError as error:
-        meters.requests.labels(str(status_of(error))).inc()
+        meters.requests.labels(str(status_of(error)), form).inc()
         raise
     except Exception:
-        meters.requests.labels("500").inc()
+        meters.requests.labels("500", form).inc()
         raise
-    meters.requests.labels("200").inc()
-    meters.request_seconds.observe(time.perf_counter() - started)
+    meters.requests.labels("200", form).inc()
+    meters.request_seconds.observe(time.perf_counter() - started, {"run": run})
+
+
+def form_of(headers: Mapping[str, str]) -> str:
+    """How a batch travels, in one of few words."""
+    kind = "msgpack" if "msgpack" in headers.get("content-type", "") else "json"
+    coding = headers.get("content-encoding", "")
+    return f"{kind}+{coding}" if coding in ("gzip", "zstd") else kind

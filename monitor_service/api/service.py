@@ -1,7 +1,8 @@
 """What keeps the service itself in sight: is it alive, and its metrics."""
 
-from fastapi import APIRouter, Response
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Response
 
 from monitor_service.api.dependencies import MonitorDep
 from monitor_service.api.permissions import needs_all_projects
@@ -20,6 +21,7 @@ def healthz(monitor: MonitorDep) -> dict[str, str]:
 
 
 @router.get("/metrics", response_class=Response, dependencies=[needs_all_projects(Scope.READ)])
-def metrics(monitor: MonitorDep) -> Response:
-    """All series in Prometheus' text format."""
-    return Response(generate_latest(monitor.meters.registry), media_type=CONTENT_TYPE_LATEST)
+def metrics(monitor: MonitorDep, accept: Annotated[str, Header()] = "") -> Response:
+    """All series in Prometheus' text format, or in OpenMetrics, with exemplars, for who accepts that."""
+    text, media_type = monitor.scraper.answer(accept)
+    return Response(text, media_type=media_type)

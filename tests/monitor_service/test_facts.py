@@ -41,7 +41,7 @@ def test_the_newest_values_survive_the_database_even_if_not_finite(batch: Build)
     assert facts.step == 2
     assert math.isnan(facts.loss or 0)
     assert facts.grad_norm == math.inf
-    assert facts.nonfinite == {"loss": 1, "grad_norm": 1}
+    assert facts.readings.nonfinite == {"loss/nan": 1, "grad/inf": 1}
 
 
 def test_non_finite_losses_in_a_row_are_counted_over_batches(batch: Build) -> None:
@@ -130,7 +130,7 @@ def test_a_refused_step_counts_by_reason_with_its_refused_numbers(batch: Build) 
     skip = {"type": "step_skipped", "step": 3, "reason": "nonfinite_grad", "loss": 0.5, "grad_norm": "NaN"}
     facts = fold([batch(1, [1, 2], loss=[1, 1], events=[skip])])
     assert facts.skipped == {"nonfinite_grad": 1}
-    assert facts.nonfinite == {"grad_norm": 1}
+    assert facts.readings.nonfinite == {"grad/nan": 1}
     assert facts.step == 2
 
 

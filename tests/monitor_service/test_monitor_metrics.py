@@ -32,14 +32,16 @@ def test_a_fresh_run_has_every_counter_at_zero(monitor: Any) -> None:
         ("trainhealth_steps_total", "demo"),
         ("trainhealth_findings_total", "demo", "nonfinite", "critical"),
         ("trainhealth_skipped_steps_total", "demo", "nonfinite_grad"),
-        ("trainhealth_rollbacks_total", "demo", "command"),
+        ("trainhealth_rollbacks_total", "demo", "applied", "rule"),
         ("trainhealth_rollback_lost_steps_total", "demo"),
-        ("trainhealth_nonfinite_total", "demo", "loss"),
-        ("trainhealth_checkpoints_total", "demo", "good"),
+        ("trainhealth_nonfinite_total", "demo", "nan", "loss"),
+        ("trainhealth_last_nonfinite_timestamp_seconds", "demo", "loss"),
+        ("trainhealth_command_pending_oldest_timestamp_seconds", "demo", "roll_back"),
+        ("trainhealth_checkpoints_total", "demo", "valid"),
         ("trainhealth_last_step_timestamp_seconds", "demo"),
     ):
         assert seen[name] == 0, name
-    assert ("trainhealth_loss", "demo") not in seen
+    assert ("trainhealth_loss", "demo", "total") not in seen
     assert seen["trainhealth_run_state", "demo", "healthy"] == 1
     assert sum(value for key, value in seen.items() if key[0] == "trainhealth_run_state") == 1
 
@@ -52,14 +54,17 @@ def test_what_a_run_reports_is_counted(monitor: Any, batch: Build, clock: Any) -
     seen = samples(monitor)
     assert seen["trainhealth_steps_total", "demo"] == 2
     assert seen["trainhealth_step", "demo"] == 2
-    assert math.isnan(seen["trainhealth_loss", "demo"])
-    assert seen["trainhealth_grad_norm", "demo"] == math.inf
+    assert math.isnan(seen["trainhealth_loss", "demo", "total"])
+    assert seen["trainhealth_grad_norm", "demo", "raw"] == math.inf
     assert seen["trainhealth_findings_total", "demo", "spike", "error"] == 1
-    assert seen["trainhealth_nonfinite_total", "demo", "loss"] == 1
-    assert seen["trainhealth_checkpoint_last_good_step", "demo"] == 2
+    assert seen["trainhealth_nonfinite_total", "demo", "nan", "loss"] == 1
+    assert seen["trainhealth_nonfinite_total", "demo", "inf", "grad"] == 1
+    assert seen["trainhealth_last_nonfinite_timestamp_seconds", "demo", "grad"] == clock.now.timestamp()
+    assert seen["trainhealth_loss_ema", "demo"] == 0.5
+    assert seen["trainhealth_checkpoint_last_valid_step", "demo"] == 2
     assert seen["trainhealth_last_step_timestamp_seconds", "demo"] == clock.now.timestamp()
     assert seen["trainhealth_run_state", "demo", "suspect"] == 1
-    assert seen["trainhealth_ingest_requests_total", "200"] == 2
+    assert seen["trainhealth_ingest_requests_total", "200", "json"] == 2
     assert seen["trainhealth_ingest_points_total", "accepted"] == 4
     assert seen["trainhealth_ingest_points_total", "duplicate"] == 4
     assert seen["trainhealth_ingest_request_duration_seconds_count",] == 2
@@ -69,8 +74,8 @@ def test_a_refused_batch_counts_by_its_code(monitor: Any, batch: Build) -> None:
     monitor.send(batch(1), run="radio-7")
     monitor.send({})
     seen = samples(monitor)
-    assert seen["trainhealth_ingest_requests_total", "404"] == 1
-    assert seen["trainhealth_ingest_requests_total", "422"] == 1
+    assert seen["trainhealth_ingest_requests_total", "404", "json"] == 1
+    assert seen["trainhealth_ingest_requests_total", "422", "json"] == 1
 
 
 def test_a_run_leaves_some_time_after_its_end(monitor: Any, batch: Build, clock: Any) -> None:
@@ -103,11 +108,11 @@ def test_names_follow_the_conventions_of_prometheus(monitor: Any, batch: Build) 
             assert sample.name.endswith("_total") is (family.type == "counter"), sample.name
             assert "le" not in sample.labels or family.type == "histogram"
     per_run = [s for f in families for s in f.samples if s.labels.get("run") == "demo"]
-    assert len(per_run) <= 60
+    assert len(per_run) <= 120
 
 
 def test_two_monitors_in_one_process_count_for_themselves(serve: Any, monitor: Any, batch: Build) -> None:
     other = serve()
     monitor.send(batch(1))
-    assert samples(monitor)["trainhealth_ingest_requests_total", "200"] == 1
-    assert samples(other)["trainhealth_ingest_requests_total", "200"] == 0
+    assert samples(monitor)["trainhealth_ingest_requests_total", "200", "json"] == 1
+    assert samples(other)["trainhealth_ingest_requests_total", "200", "json"] == 0

@@ -84,6 +84,7 @@ class Conversation:
             dropped_events=self._recorder.dropped_events,
             rejected_batches=self._outbox.rejected,
             pending_batches=self._outbox.pending,
+            spool_bytes=self._outbox.size_bytes,
         )
 
     def _call(self, function: Callable[[], None]) -> None:
