@@ -48,20 +48,37 @@ def histogram(metric: str, fast: int, slow: int, limit: str) -> dict[str, str]:
     }
 
 
-NO_ROLLBACKS = run("rollbacks_total", "0x600", trigger="guard")
+NO_ROLLBACKS = run("rollbacks_total", "0x600", trigger="guard", outcome="applied")
 REQUESTS = "trainhealth_ingest_requests_total"
 
 CASES = [
-    Case("Nonfinite", True, "90s", run("nonfinite_total", "0x3 1x600", series="loss") | NO_ROLLBACKS),
-    Case("Nonfinite", False, "90s", run("nonfinite_total", "0x600", series="loss") | NO_ROLLBACKS),
-    Case("Nonfinite", False, "90s", run("nonfinite_total", "0x3 1x600", series="grad_norm") | NO_ROLLBACKS),
-    Case("Nonfinite", False, "4m", run("nonfinite_total", "0x3 1x600", series="loss") | NO_ROLLBACKS),
+    Case(
+        "Nonfinite",
+        True,
+        "90s",
+        run("nonfinite_total", "0x3 1x600", tensor="loss", kind="nan") | NO_ROLLBACKS,
+    ),
+    Case(
+        "Nonfinite", False, "90s", run("nonfinite_total", "0x600", tensor="loss", kind="nan") | NO_ROLLBACKS
+    ),
+    Case(
+        "Nonfinite",
+        False,
+        "90s",
+        run("nonfinite_total", "0x3 1x600", tensor="grad", kind="nan") | NO_ROLLBACKS,
+    ),
+    Case(
+        "Nonfinite",
+        False,
+        "4m",
+        run("nonfinite_total", "0x3 1x600", tensor="loss", kind="nan") | NO_ROLLBACKS,
+    ),
     Case(  # it has gone back since
         "Nonfinite",
         False,
         "90s",
-        run("nonfinite_total", "0x3 1x600", series="loss")
-        | run("rollbacks_total", "0x4 1x600", trigger="command"),
+        run("nonfinite_total", "0x3 1x600", tensor="loss", kind="nan")
+        | run("rollbacks_total", "0x4 1x600", trigger="operator", outcome="applied"),
     ),
     Case("RunDiverged", True, "15s", state("diverged")),
     Case("RunDiverged", False, "15s", state("diverged", "0x600") | state("healthy")),
@@ -71,8 +88,18 @@ CASES = [
     Case("RunLost", False, "45s", state("lost")),
     Case("RunStalled", True, "75s", state("stalled")),
     Case("RunStalled", False, "45s", state("stalled")),
-    Case("RollbackLoop", True, "50m", run("rollbacks_total", "0x20 1x20 2x20 3x600", trigger="guard")),
-    Case("RollbackLoop", False, "50m", run("rollbacks_total", "0x20 1x20 2x600", trigger="guard")),
+    Case(
+        "RollbackLoop",
+        True,
+        "50m",
+        run("rollbacks_total", "0x20 1x20 2x20 3x600", trigger="guard", outcome="applied"),
+    ),
+    Case(
+        "RollbackLoop",
+        False,
+        "50m",
+        run("rollbacks_total", "0x20 1x20 2x600", trigger="guard", outcome="applied"),
+    ),
     Case(
         "GradOverflowStorm",
         True,
@@ -91,13 +118,13 @@ CASES = [
     Case("LossRisen", False, "40m", run("loss", "1x80" + " NaN" * 100) | state("healthy")),
     Case("ThroughputDrop", True, "70m", run("steps_total", "0+10x180 1800+3x200") | state("healthy")),
     Case("ThroughputDrop", False, "70m", run("steps_total", "0+10x180 1800+6x200") | state("healthy")),
-    Case("CheckpointInvalid", True, "5m", run("checkpoints_total", "0x10 1x600", state="bad")),
-    Case("CheckpointInvalid", False, "5m", run("checkpoints_total", "0x10 1x600", state="good")),
+    Case("CheckpointInvalid", True, "5m", run("checkpoints_total", "0x10 1x600", result="invalid")),
+    Case("CheckpointInvalid", False, "5m", run("checkpoints_total", "0x10 1x600", result="valid")),
     Case(
         "NoGoodCheckpoint",
         True,
         "70m",
-        run("checkpoint_last_good_step", "-1x600")
+        run("checkpoint_last_valid_step", "-1x600")
         | run("run_start_timestamp_seconds", "0x600")
         | state("healthy"),
     ),
@@ -105,7 +132,7 @@ CASES = [
         "NoGoodCheckpoint",
         False,
         "55m",
-        run("checkpoint_last_good_step", "-1x600")
+        run("checkpoint_last_valid_step", "-1x600")
         | run("run_start_timestamp_seconds", "0x600")
         | state("healthy"),
     ),
@@ -113,7 +140,7 @@ CASES = [
         "NoGoodCheckpoint",
         False,
         "70m",
-        run("checkpoint_last_good_step", "0x600")
+        run("checkpoint_last_valid_step", "0x600")
         | run("run_start_timestamp_seconds", "0x600")
         | state("healthy"),
     ),

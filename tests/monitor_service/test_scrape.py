@@ -29,7 +29,13 @@ def eventful(serve: Any, batch: Build) -> Any:
     """A monitor with a run that has sent something for most metrics, under a name with odd characters."""
     monitor = serve()
     monitor.register(project="night.shift_2", checkpoint_interval_steps=10)
-    numbers = {"loss": [1.0, "NaN"], "loss/a/b": [1, 1], "grad_norm": [4, 4], "clip": [2, 2], "lr": [0.1, 0.1]}
+    numbers = {
+        "loss": [1.0, "NaN"],
+        "loss/a/b": [1, 1],
+        "grad_norm": [4, 4],
+        "clip": [2, 2],
+        "lr": [0.1, 0.1],
+    }
     monitor.send(batch(1, [1, 2], events=EVENTFUL, **numbers))
     order = {"kind": "stop", "reason": "r", "issued_by": "p"}
     assert monitor.post("/api/v1/runs/demo/commands", json=order).status_code < 300
