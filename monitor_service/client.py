@@ -1,6 +1,8 @@
 """Asks a running monitor over HTTP: one method for each question, answers as the monitor's own models."""
 
+import errno
 import json
+import os
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -151,12 +153,22 @@ class Client:
 
     def export(self, run: str, file: Path) -> int:
         """Write the whole run to ``file``, which must not exist; returns its size in bytes."""
-        with self._refusals(), self._http.stream("GET", f"/runs/{_quoted(run)}/export") as answer:
-            _check(answer)
-            with file.open("xb") as target:
-                for chunk in answer.iter_bytes(CHUNK_BYTES):
-                    target.write(chunk)
-                return target.tell()
+        if file.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(file))
+        part = file.with_name(
+            f"{file.name}.part"
+        )  # a break leaves no half of a file under the name asked for
+        try:
+            with self._refusals(), self._http.stream("GET", f"/runs/{_quoted(run)}/export") as answer:
+                _check(answer)
+                with part.open("wb") as target:
+                    for chunk in answer.iter_bytes(CHUNK_BYTES):
+                        target.write(chunk)
+                    size = target.tell()
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
+        return size
 
     def bring_in(self, file: Path) -> RunDetail:
         """Store the run that ``file`` holds."""

@@ -129,7 +129,7 @@ def _commands_of(connection: Connection, shown: set[int]) -> tuple[Any, Any]:
 def _fleet(connection: Connection, now: datetime, omitted: int) -> Iterator[tuple[str, dict[Labels, float]]]:
     runs, batches = tables.runs.c, tables.batches.c
     open_runs = select(runs.status, func.count()).where(runs.status.not_in(OVER)).group_by(runs.status)
-    by_state: dict[str, int] = {state: count for state, count in connection.execute(open_runs)}
+    by_state = {row.status: row[1] for row in connection.execute(open_runs)}
     yield "active_runs", {(state,): by_state.get(state, 0) for state in RunStatus if state not in OVER}
     yield "metrics_runs_omitted", {(): omitted}
     yield "commands_total", _ended_commands(connection)

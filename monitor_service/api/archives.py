@@ -1,11 +1,11 @@
 """A whole run as one file, out and in."""
 
-import asyncio
 import tempfile
 from collections.abc import Iterator
 from typing import IO
 
 from alembic.runtime.migration import MigrationContext
+from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import Connection
 from starlette.responses import StreamingResponse
@@ -62,7 +62,7 @@ async def bring_in(request: Request, monitor: MonitorDep, principal: PrincipalDe
     with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as file:
         async for chunk in bounded(request, monitor.settings.max_import_bytes, "file"):
             file.write(chunk)
-        detail = await asyncio.to_thread(_store, monitor, file, principal)
+        detail = await to_thread.run_sync(_store, monitor, file, principal, limiter=monitor.long_work)
     return answer(detail, 201, {"Location": f"/api/v1/runs/{detail.run}"})
 
 

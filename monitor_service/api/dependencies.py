@@ -1,10 +1,11 @@
 """What a route may ask for: the monitor's parts, and a connection that reads."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from sqlalchemy import Connection
 
@@ -36,6 +37,8 @@ class Monitor:
     newsroom: Newsroom
     lead: Lead
     scraper: Scraper
+    long_work: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    """Threads for what takes seconds, so that it takes none from the watchdog and the short questions."""
 
 
 async def get_monitor(request: Request) -> Monitor:

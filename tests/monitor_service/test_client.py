@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -173,3 +174,20 @@ def test_a_client_says_what_went_wrong() -> None:
         client.health("demo")
     with Client("http://127.0.0.1:9") as client, pytest.raises(Unreachable, match=r"127\.0\.0\.1:9"):
         next(client.watch("demo"))
+
+
+def test_an_export_that_breaks_leaves_no_half_of_a_file(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer_half() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf of a file")
+
+        thread = threading.Thread(target=answer_half)
+        thread.start()
+        with Client(f"http://127.0.0.1:{server.getsockname()[1]}") as client, pytest.raises(Unreachable):
+            client.export("a", tmp_path / "a.zip")
+        thread.join()
+    assert list(tmp_path.iterdir()) == []

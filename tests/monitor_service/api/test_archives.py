@@ -1,9 +1,12 @@
 """A run leaves as one file and comes back as it was; what is damaged, foreign or here already is refused."""
 
+import asyncio
 import hashlib
 import io
 import json
 import re
+import threading
+import time
 import zipfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -197,3 +200,29 @@ def test_a_run_whose_name_no_address_could_hold_is_refused() -> None:
         made.writestr(archive.MANIFEST, json.dumps({**manifest, "sha256": dict.fromkeys(names, nothing)}))
     with pytest.raises(MalformedBody, match="should match pattern"):
         archive.check(file, "1")
+
+
+def test_many_slow_imports_keep_nobody_else_waiting(
+    monitor: Any, exported: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, begun, check = threading.Event(), threading.Semaphore(0), archive.check
+
+    def slow_check(file: Any, revision: str) -> str:
+        begun.release()
+        assert go_on.wait(60)
+        return check(file, revision)
+
+    async def threads_of_the_watchdog() -> None:
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(asyncio.to_thread(time.monotonic) for _ in range(6)))
+
+    monkeypatch.setattr(archive, "check", slow_check)
+    imports = [monitor.start_post("/api/v1/import", content=exported, headers=ZIP) for _ in range(40)]
+    assert begun.acquire(timeout=60)
+    monitor._portal.call(asyncio.sleep, 0.5)  # all of them have come as far as they get
+    try:
+        monitor._portal.call(threads_of_the_watchdog)
+        assert monitor.get("/api/v1/runs/demo/health").status_code == 200
+    finally:
+        go_on.set()
+    assert {one.result(60).status_code for one in imports} == {409}
