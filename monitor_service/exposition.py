@@ -5,6 +5,7 @@ have changed: most counters stand still most of the time.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from pydantic_core import from_json
@@ -24,7 +25,7 @@ class RunWriter:
     """Turns rows of runs into exposition text. Not for several threads at once."""
 
     def __init__(self) -> None:
-        self._written: dict[int, tuple[str, Written]] = {}
+        self._written: dict[int, tuple[str, Any, Written]] = {}
 
     def write(
         self,
@@ -37,7 +38,7 @@ class RunWriter:
         """All series of these runs, family by family."""
         kept = {row.id: self._of_run(row, rollbacks.get(row.id, {}), pending.get(row.id, {})) for row in rows}
         self._written = kept
-        texts = [[text for _, text in written] for _, written in kept.values()]
+        texts = [[text for _, text in written] for _, _, written in kept.values()]
         heads = [head(family, is_open_metrics=is_open_metrics) for family in FAMILIES]
         columns = zip(*texts, strict=True) if texts else [()] * len(FAMILIES)
         return "".join(
@@ -46,13 +47,17 @@ class RunWriter:
 
     def _of_run(
         self, row: Any, rollbacks: Mapping[str, int], pending: Mapping[str, float]
-    ) -> tuple[str, Written]:
+    ) -> tuple[str, Any, Written]:
         labels = f'project="{escaped(row.project)}",run="{escaped(row.name)}"'
+        state = (tuple(row), rollbacks, pending)
+        before = self._written.get(row.id)
+        if before is not None and before[:2] == (labels, state):
+            return before
         facts = from_json(row.facts)
         seen = Seen(row, facts, facts.get("readings") or {}, rollbacks, pending)
-        before = self._written.get(row.id)
-        old = before[1] if before is not None and before[0] == labels else [(None, "")] * len(FAMILIES)
-        return labels, [_lines(family, labels, seen, one) for family, one in zip(FAMILIES, old, strict=True)]
+        old = before[2] if before is not None and before[0] == labels else [(None, "")] * len(FAMILIES)
+        pairs = zip(FAMILIES, old, strict=True)
+        return labels, state, [_lines(family, labels, seen, one) for family, one in pairs]
 
 
 def _lines(family: Family, run: str, seen: Seen, before: tuple[Any, str]) -> tuple[Any, str]:
@@ -70,6 +75,7 @@ def _lines(family: Family, run: str, seen: Seen, before: tuple[Any, str]) -> tup
     return values, "".join(lines)
 
 
+@lru_cache(maxsize=4096)
 def _labels(names: tuple[str, ...], key: str) -> str:
     values = key.rsplit("/", len(names) - 1) if len(names) > 1 else [key]
     return ",".join([f'{name}="{escaped(value)}"' for name, value in zip(names, values, strict=True)])
@@ -83,8 +89,6 @@ def head(family: Family, *, is_open_metrics: bool) -> str:
 
 def number(value: Number) -> str:
     """As Prometheus reads it; texts are the words of the wire."""
-    if isinstance(value, bool):
-        return "1" if value else "0"
     text = value if isinstance(value, str) else repr(value)
     return _WORDS.get(text, text)
 

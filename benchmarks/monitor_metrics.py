@@ -1,0 +1,116 @@
+"""What one scrape of /metrics costs with 500 active runs, beside prometheus_client's own writer.
+
+python benchmarks/monitor_metrics.py [--runs 500]
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+from statistics import median
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from monitor_service import runs
+from monitor_service.leading import Lead
+from monitor_service.metrics import Meters
+from monitor_service.opening import open_database
+from monitor_service.run_series import FAMILIES
+from monitor_service.scrape import Scraper
+from monitor_service.settings import Settings
+from monitor_service.store import Store, open_engine
+from shared.base import utc_now
+from shared.exchange import Batch, Columns, RunSpec
+
+ROUNDS = 9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=500)
+    count = parser.parse_args().runs
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/monitor.db"
+        open_database(url)
+        settings = Settings(database_url=url, metrics_max_runs=count)
+        meters = Meters(CollectorRegistry())
+        store = Store(open_engine(url), queue_size=10_000, observe=meters.note_commit, complain=lambda: None)
+        store.start()
+        lead = Lead(store, utc_now, 600.0)
+        lead.renew()
+        scraper = Scraper(store, settings, meters, lead, utc_now)
+        try:
+            for number in range(count):
+                name = f"run-{number}"
+                spec = RunSpec(started_at=utc_now() - timedelta(hours=1), checkpoint_interval_steps=100)
+                store.write(lambda connection, n=name, s=spec: runs.register(connection, n, s, utc_now()))
+            measure(scraper, store, settings, count)
+        finally:
+            store.close()
+
+
+def measure(scraper: Scraper, store: Store, settings: Settings, count: int) -> None:
+    """Between two scrapes every run sends a batch, as it would in the 15 s between them."""
+    cpu, again = [], []
+    for round_ in range(ROUNDS):
+        for number in range(count):
+            send(store, settings, f"run-{number}", round_)
+        for costs in (cpu, again):
+            began = time.thread_time()
+            text, _ = scraper.answer("")
+            costs.append(1000 * (time.thread_time() - began))
+    lines = [line for line in text.decode().splitlines() if 'run="' in line and not line.startswith("#")]
+    say(f"{count} runs, {len(lines) / count:.0f} series each, {len(text) / 1e6:.1f} MB of text")
+    say(f"first scrape {cpu[0]:.1f} ms of CPU")
+    say(f"all runs changed {median(cpu[1:]):.1f} ms, none {median(again):.1f} ms")
+    say(f"prometheus_client writing as many series: {library(lines):.1f} ms")
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
+def send(store: Store, settings: Settings, run: str, round_: int) -> None:
+    steps = list(range(100 * round_, 100 * round_ + 10))
+    numbers = {name: [0.1 * round_ + step for step in steps] for name in ("loss", "grad_norm", "lr")}
+    numbers |= {"fetch_seconds": [0.01] * 10, "step_seconds": [0.1] * 10}
+    columns = Columns(step=steps, time=[time.time()] * 10, series=numbers)
+    incoming = runs.Incoming.of(Batch(session="s", seq=round_ + 1, attempt=1, columns=columns))
+    store.write(lambda connection: runs.exchange(connection, run, incoming, utc_now(), settings))
+
+
+def library(lines: list[str]) -> float:
+    """CPU of the same series, each written by the library from families made anew."""
+    began = time.thread_time()
+    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    for family in FAMILIES:
+        kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+        labels = ["project", "run", *family.labels]
+        families[family.name] = kind(f"trainhealth_{family.name}", family.what, labels=labels)
+    for line in lines:
+        name, _, rest = line.removeprefix("trainhealth_").partition("{")
+        values = rest.split('"')[1::2]
+        families[name].add_metric(values, float(rest.rpartition(" ")[2]))
+    registry = CollectorRegistry()
+    registry.register(_Given(list(families.values())))
+    generate_latest(registry)
+    return 1000 * (time.thread_time() - began)
+
+
+class _Given(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+if __name__ == "__main__":
+    main()
