@@ -109,7 +109,7 @@ def fleet() -> dict[str, Any]:
         number("Alerts firing", alerts, bad_from=1),
         lines("Runs by status", f"sum by (state) (trainhealth_run_state{{{PROJECT}}})", by=["{{state}}"]),
         rates("Steps a second", "steps_total", "run", PROJECT),
-        recent("Values that are not finite", "nonfinite_total", "series", PROJECT),
+        recent("Values that are not finite", "nonfinite_total", "tensor", PROJECT),
         table("Runs and their status", f"trainhealth_run_state{{{PROJECT}}} == 1"),
         recent("Rollbacks", "rollbacks_total", "run", PROJECT, "1h"),
         lines("Time lost to rollbacks", lost, by=["{{run}}"], unit="s"),
@@ -129,7 +129,7 @@ def run() -> dict[str, Any]:
         vital("Time of a step", "step_duration_ema_seconds", unit="s"),
         rates("Steps a second", "steps_total", "run", RUN),
         lines("Since something was heard", silent, by=["{{run}}"], unit="s"),
-        vital("Last good checkpoint", "checkpoint_last_good_step"),
+        vital("Last good checkpoint", "checkpoint_last_valid_step"),
     ]
     return dashboard("run", "Run", panels)
 
@@ -140,9 +140,9 @@ def incident() -> dict[str, Any]:
         table("Alerts firing", f'ALERTS{{{RUN},alertstate="firing"}}'),
         recent("Findings by guard", "findings_total", "guard", RUN),
         recent("Refused steps", "skipped_steps_total", "reason", RUN),
-        recent("Values that are not finite", "nonfinite_total", "series", RUN),
+        recent("Values that are not finite", "nonfinite_total", "tensor", RUN),
         recent("Rollbacks", "rollbacks_total", "trigger", RUN),
-        recent("Checkpoints by state", "checkpoints_total", "state", RUN),
+        recent("Checkpoints by result", "checkpoints_total", "result", RUN),
         number("Steps lost", f"sum(trainhealth_rollback_lost_steps_total{{{RUN}}})"),
         number("Time lost", f"sum(trainhealth_rollback_lost_seconds_total{{{RUN}}})", unit="s"),
         vital("Loss around it", "loss", log=True),
