@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from monitor_service import migrate, watchdog
+from monitor_service import migrate, pushing, watchdog
 from monitor_service.access import Door
 from monitor_service.api import (
     alerts,
@@ -95,6 +95,13 @@ def _build(settings: Settings, clock: Clock) -> Monitor:
     return Monitor(settings, clock, store, bell, meters, door, access_log, newsroom, lead, scraper)
 
 
+def _pushing(monitor: Monitor) -> list[asyncio.Task[None]]:
+    if not monitor.settings.alertmanager_url:
+        return []
+    work = pushing.keep_pushing(monitor.store, monitor.clock, monitor.settings, monitor.meters)
+    return [asyncio.create_task(work)]
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     monitor: Monitor = app.state.monitor
@@ -106,6 +113,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         asyncio.create_task(watchdog.keep_looking(monitor.store, monitor.clock, monitor.settings)),
         asyncio.create_task(watchdog.keep_ringing(monitor.store, monitor.bell, monitor.settings)),
         asyncio.create_task(watchdog.keep_upkeep(monitor.store, monitor.clock, monitor.settings)),
+        *_pushing(monitor),
     ]
     try:
         yield

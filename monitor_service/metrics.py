@@ -62,6 +62,14 @@ class Meters:
             ["status", "result"],
             registry=registry,
         )
+        self.alert_pushes = Counter(
+            "trainhealth_alert_push",
+            "Messages to Alertmanager, by what became of them.",
+            ["result"],
+            registry=registry,
+        )
+        for pushed in ("sent", "failed"):
+            self.alert_pushes.labels(pushed)
         for status in ("firing", "resolved"):
             for became in Result:
                 self.alert_webhooks.labels(status, became)

@@ -250,6 +250,11 @@ class Settings(FromEnvironment, RunRules, AccessConfig, StorageConfig):
     command_poll_s: float = Field(
         0.1, gt=0, description="Pause between looks for commands that another process ordered, seconds."
     )
+    alertmanager_url: str = Field(
+        "",
+        pattern=r"^(https?://.+)?$",
+        description="Address of an Alertmanager that is told of sick runs; empty: none.",
+    )
     write_queue: int = Field(1024, ge=1, description="Requests that may wait for the writer; then 503.")
     metrics_max_runs: int = Field(500, ge=0, description="Runs with series of their own in /metrics.")
     metrics_lease_s: float = Field(

@@ -83,12 +83,12 @@ async def keep_upkeep(store: Store, clock: Callable[[], datetime], settings: Set
 async def _survive(name: str, work: Callable[[], object]) -> None:
     """Whatever fails now, the next look must come: a watchdog that ended in silence would watch nothing."""
     try:
-        await _to_its_end(work)
+        await to_its_end(work)
     except Exception:
         log.exception("%s: this look failed, the next one follows", name)
 
 
-async def _to_its_end(work: Callable[[], object]) -> None:
+async def to_its_end(work: Callable[[], object]) -> None:
     """Work in a thread that is waited for even when the monitor ends: it holds a connection."""
     working = asyncio.ensure_future(asyncio.to_thread(work))
     try:

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
 
+from monitor_service.pushing import Pusher
 from shared.base import utc_now
 
 pytestmark = pytest.mark.slow
@@ -60,3 +62,43 @@ def test_what_cannot_be_done_is_answered_so_that_alertmanager_does_not_call_it_a
     results = {one["run"]: one["result"] for one in monitor.ask("GET", "/alerts")["items"]}
     assert results == {"demo": "run_over", "nobody": "unknown_run"}
     assert manager.count("notifications_failed_total") == 0
+
+
+def test_a_sick_run_is_pushed_to_alertmanager_and_resolved_when_it_recovers(
+    program: Any, alertmanager: Any, until: Until, batch: Any
+) -> None:
+    manager = alertmanager()
+    monitor = program(TRAINHEALTH_ALERTMANAGER_URL=manager.url, TRAINHEALTH_LOST_AFTER_S="3600")
+    monitor.ask("PUT", "/runs/demo", json=REGISTRATION)
+    monitor.ask("POST", "/runs/demo/exchange", json=batch(1, range(5), loss=["NaN"] * 5))
+    (told,) = until(manager.alerts, "Alertmanager knows")
+    assert told["labels"] == {
+        **{"alertname": "TrainHealthRunDiverged", "project": "default", "run": "demo"},
+        **{"severity": "critical", "action": "roll_back"},
+    }
+    assert "5 losses are not finite" in told["annotations"]["summary"]
+    monitor.ask("POST", "/runs/demo/exchange", json=batch(2, [5], loss=[1.0]))
+    until(lambda: not manager.alerts(), "it is resolved")
+
+
+def test_an_alertmanager_that_is_away_delays_nothing_and_hears_of_it_later(
+    serve: Any, alertmanager: Any, batch: Any
+) -> None:
+    monitor = serve()
+    monitor.register()
+    monitor.send(batch(1, range(5), loss=["NaN"] * 5))
+    parts = monitor.monitor
+    settings = parts.settings.model_copy(update={"alertmanager_url": "http://127.0.0.1:9"})
+    pusher = Pusher(parts.store, settings, parts.meters)
+    with pytest.raises(httpx.HTTPError):
+        pusher.push_once(utc_now())
+    manager = alertmanager()
+    pusher._url = f"{manager.url}/api/v2/alerts"
+    now = utc_now()
+    for later_s, sent in ((0, 1), (2, 1), (59, 1), (60, 2)):  # nothing new is said again after a minute
+        pusher.push_once(now + timedelta(seconds=later_s))
+        assert f'trainhealth_alert_push_total{{result="sent"}} {sent}.0' in monitor.get("/metrics").text
+    assert len(manager.alerts()) == 1
+    other = Pusher(parts.store, settings, parts.meters)
+    other.push_once(now + timedelta(seconds=61))  # the first holds the lease: this one says nothing
+    assert 'trainhealth_alert_push_total{result="failed"} 1.0' in monitor.get("/metrics").text
