@@ -306,7 +306,7 @@ def test_a_large_model_is_not_kept_and_a_checkpoint_takes_its_place(lab: Any) ->
 def test_corrupt_weights_are_an_incident_that_names_what_it_cost(lab: Any, events: list[Any]) -> None:
     lab.run(steps=90, observers=[corrupt_weights(33)])
     (incident,) = last_told(events)
-    assert (incident.kind, incident.outcome, incident.guard) == ("weights", "healed", "invariants")
+    assert (incident.kind, incident.outcome, incident.guard) == ("weights", "healed", "at_rest")
     assert incident.steps_lost > 0
     assert incident.seconds_lost > 0
     assert "went back from step 3" in incident.action
