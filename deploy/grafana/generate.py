@@ -13,6 +13,7 @@ FOLDER = Path(__file__).with_name("dashboards")
 SOURCE = "${datasource}"
 PROJECT = 'project=~"$project"'
 RUN = f'{PROJECT},run=~"$run"'
+TOTAL, RAW = 'component="total"', 'stage="raw"'
 MONITOR_URL = "http://127.0.0.1:8321"
 WIDTH, HEIGHT = 8, 7
 """A third of Grafana's 24 columns, and rows of 30 pixels."""
@@ -75,9 +76,10 @@ def recent(title: str, metric: str, label: str, of: str, window: str = "10m") ->
     return lines(f"{title}, {window}", expr, by=[f"{{{{{label}}}}}"])
 
 
-def vital(title: str, metric: str, unit: str = "short", log: bool = False) -> Panel:
-    """One gauge of the chosen run."""
-    return lines(title, f"trainhealth_{metric}{{{RUN}}}", by=["{{run}}"], unit=unit, log=log)
+def vital(title: str, metric: str, of: str = "", unit: str = "short", log: bool = False) -> Panel:
+    """One gauge of the chosen run; ``of`` chooses among its series."""
+    chosen = f"{RUN},{of}" if of else RUN
+    return lines(title, f"trainhealth_{metric}{{{chosen}}}", by=["{{run}}"], unit=unit, log=log)
 
 
 def quantiles(title: str, metric: str) -> Panel:
@@ -124,8 +126,8 @@ def run() -> dict[str, Any]:
         lines("Status", f"trainhealth_run_state{{{RUN}}} == 1", by=["{{state}}"]),
         vital("Step", "step"),
         vital("Attempt", "run_attempt"),
-        vital("Loss", "loss", log=True),
-        vital("Gradient norm", "grad_norm", log=True),
+        vital("Loss", "loss", TOTAL, log=True),
+        vital("Gradient norm", "grad_norm", RAW, log=True),
         vital("Time of a step", "step_duration_ema_seconds", unit="s"),
         rates("Steps a second", "steps_total", "run", RUN),
         lines("Since something was heard", silent, by=["{{run}}"], unit="s"),
@@ -145,7 +147,7 @@ def incident() -> dict[str, Any]:
         recent("Checkpoints by result", "checkpoints_total", "result", RUN),
         number("Steps lost", f"sum(trainhealth_rollback_lost_steps_total{{{RUN}}})"),
         number("Time lost", f"sum(trainhealth_rollback_lost_seconds_total{{{RUN}}})", unit="s"),
-        vital("Loss around it", "loss", log=True),
+        vital("Loss around it", "loss", TOTAL, log=True),
     ]
     return dashboard("incident", "Incident", panels)
 
