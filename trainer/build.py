@@ -13,6 +13,7 @@ from torch import nn
 
 from shared.base import utc_now
 from shared.exchange import RunSpec
+from trainer.all_guards import all_guards
 from trainer.averaging import Averaging, Summing
 from trainer.checkpoint import list_records
 from trainer.config import Config, GuardsConfig, TrainingConfig
@@ -23,24 +24,13 @@ from trainer.data.radiomaps import RadioMaps
 from trainer.ema import Ema
 from trainer.errors import ConfigError
 from trainer.guards.at_rest import AtRest
-from trainer.guards.base import own_part
-from trainer.guards.counters import Counters
-from trainer.guards.drift import Drift
-from trainer.guards.foresight import Foresight
-from trainer.guards.gradients import Gradients
-from trainer.guards.invariants import Invariants
 from trainer.guards.limits import Limits
 from trainer.guards.loss_scale import LossScale
 from trainer.guards.modules import ModuleNorms
-from trainer.guards.nonfinite import Nonfinite, find_nonfinite_batch
-from trainer.guards.overflow import Overflow
-from trainer.guards.panel import Panel
+from trainer.guards.nonfinite import find_nonfinite_batch
 from trainer.guards.refusal import running_statistics
-from trainer.guards.replicas import Replicas
-from trainer.guards.saturation import Saturation
 from trainer.guards.spike import Spike
 from trainer.guards.strain import Strain
-from trainer.guards.underflow import Underflow
 from trainer.guards.vitals import Meter
 from trainer.incident import Incidents
 from trainer.link.client import Link
@@ -168,7 +158,7 @@ def build_loop(
         {one.name: one.meter for one in objectives},
         ema,
         loader,
-        _panel(config.guards, spikes, names, ranks, at_rest),
+        all_guards(config.guards, spikes, names, at_rest, ranks),
         ranks=ranks,
     )
     reporter = _reporter(config, stage, ranks)
@@ -205,31 +195,6 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-
-
-def _panel(
-    guards: GuardsConfig, spikes: Sequence[Spike], names: Sequence[str], ranks: Ranks, at_rest: AtRest
-) -> Panel:
-    return Panel(
-        [
-            Nonfinite(guards.nonfinite),
-            *spikes,
-            *(Drift(name, guards.drift) for name in names),
-            *(Foresight(name, guards.foresight) for name in names),
-            Replicas(guards.replicas, ranks.gather if ranks.are_many else None, is_common=_is_whole),
-            Invariants(guards.invariants),
-            Counters(guards.invariants),
-            Gradients(guards.gradients),
-            at_rest,
-            Underflow(guards.underflow),
-            Overflow(guards.overflow),
-            Saturation(guards.saturation),
-        ]
-    )
-
-
-def _is_whole(tensor: torch.Tensor) -> bool:
-    return own_part(tensor) is tensor
 
 
 def _reduce(stage: Stage, ranks: Ranks, statistics: Sequence[torch.Tensor]) -> Averaging | None:

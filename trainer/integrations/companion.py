@@ -20,27 +20,22 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
 from shared.base import utc_now
 from shared.events import Finding, RunEnded, StepSkipped
 from shared.exchange import RunSpec
+from trainer.all_guards import all_guards
 from trainer.errors import ConfigError, RunStopped
-from trainer.guards.base import Guard, StepView, Verdict, Vitals, Watched, verdict_on
+from trainer.guards.base import StepView, Verdict, Vitals, Watched, verdict_on
 from trainer.guards.host_meter import HostMeter
-from trainer.guards.invariants import Invariants
 from trainer.guards.limits import Limits
-from trainer.guards.nonfinite import Nonfinite
-from trainer.guards.panel import Panel
-from trainer.guards.refusal import check_refusable, running_statistics
 from trainer.guards.spike import Spike
-from trainer.guards.vitals import Meter
 from trainer.incident import Incidents
-from trainer.integrations.foreign import ForeignData, ForeignLosses, no_average
+from trainer.integrations.foreign import ForeignData, ForeignLosses, meter_for, no_average, record_in
 from trainer.integrations.settings import CompanionConfig
 from trainer.link.client import Link
 from trainer.orders import Orders
-from trainer.record import RunRecord
 from trainer.recovery import Recovery, Trigger
 from trainer.reporting import Reporter
 from trainer.state import TrainState
@@ -81,17 +76,13 @@ class Companion:
         self.config, self._optimizer, self._framework = config, optimizer, framework
         max_norm = config.max_norm or max_norm
         limits = Limits(next(model.parameters()).device)
-        self.meter = _meter(model, optimizer, max_norm or torch.finfo(torch.float32).max, limits)
+        self.meter = meter_for(_LOSS, model, optimizer, max_norm or torch.finfo(torch.float32).max, limits)
         spike = Spike(_LOSS, config.guards.spike, limits=limits)
-        guards: list[Guard] = [
-            Nonfinite(config.guards.nonfinite),
-            spike,
-            Invariants(config.guards.invariants),
-        ]
+        panel = all_guards(config.guards, [spike], [_LOSS])
         self.state = TrainState(
-            model, {_LOSS: optimizer}, {_LOSS: self.meter}, no_average(), ForeignData(), Panel(guards)
+            model, {_LOSS: optimizer}, {_LOSS: self.meter}, no_average(), ForeignData(), panel
         )
-        self._watched = Watched(model, {_LOSS: optimizer})
+        self._watched = Watched(model, {_LOSS: optimizer}, applied={_LOSS: self.meter.applied})
         self._loss: Tensor | None = None
         self._begun = self._noted = time.perf_counter()
         self._eased = torch.ones((), dtype=torch.float64)
@@ -106,7 +97,7 @@ class Companion:
 
         What the folder holds of steps after this one belongs to a stretch that is given up.
         """
-        folder, record = self.config.folder, _record(self.config)
+        folder, record = self.config.folder, record_in(self.config.folder)
         spec = RunSpec(
             project=self.config.project,
             config={"framework": self._framework, **self.config.model_dump(mode="json")},
@@ -240,6 +231,11 @@ class Companion:
         for finding in judgement.findings:
             self.reporter.finding(finding)
         self._tell_step(vitals)
+        if judgement.verdict is Verdict.STOP:
+            raise RunStopped(max(judgement.findings, key=verdict_on).message)
+        for one in judgement.findings:
+            if one.reading.get("predicts") == "divergence":
+                self.recovery.ease(one.step, one.message)
         if judgement.verdict >= Verdict.ROLL_BACK:
             self._go_back_for(max(judgement.findings, key=verdict_on))
             return
@@ -295,25 +291,3 @@ class Companion:
         self.incidents.alarm(self.state.step, "recovery", reason)
         self.incidents.end("stopped")
         write_report(self.config.folder, self.config.run, self.state.step, reason, self.reporter.record)
-
-
-def _meter(model: nn.Module, optimizer: Optimizer, max_norm: float, limits: Limits) -> Meter:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    buffers = list(running_statistics(model).values())
-    try:
-        check_refusable(optimizer, _LOSS)
-    except ValueError:
-        if isinstance(optimizer, LBFGS):
-            raise ConfigError(
-                "LBFGS evaluates the loss by itself, so no update of it can be judged"
-            ) from None
-        return HostMeter(_LOSS, optimizer, parameters, max_norm=max_norm, buffers=buffers, limits=limits)
-    return Meter(_LOSS, optimizer, parameters, max_norm=max_norm, buffers=buffers, limits=limits)
-
-
-def _record(config: CompanionConfig) -> RunRecord:
-    config.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return RunRecord.load(config.folder / "record.json")
-    except ValueError as error:
-        raise ConfigError(str(error)) from error

@@ -179,6 +179,18 @@ def test_without_a_rung_left_it_stops_and_leaves_a_report(loop_with: Callable[..
     assert "corrupt" in report.read_text()
 
 
+def test_gradients_that_are_gone_end_it_with_the_reason(loop_with: Callable[..., Loop]) -> None:
+    def cut_off(loop: Loop, number: int) -> None:
+        for parameter in loop.model.parameters():
+            if parameter.grad is not None and number >= 10:
+                parameter.grad.zero_()
+
+    loop = loop_with(AdamW, fused=True)
+    with pytest.raises(RunStopped, match="gradient"):
+        loop.train(20, cut_off)
+    assert loop.companion.state.step == 13
+
+
 def test_an_order_to_go_back_is_carried_out_once(
     loop_with: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
