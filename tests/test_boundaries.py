@@ -53,10 +53,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("trainer.probe", "trainer.reporting", "trainer.state"),
     ),
     "trainer.watchdog": ("trainer.section",),
+    "trainer.taken": ("shared", "trainer.guards"),
+    "trainer.news": ("shared",),
     "trainer.loop": (
         *("shared", "trainer.checkpoint", "trainer.errors", "trainer.guards", "trainer.incident"),
         *("trainer.held", "trainer.objective", "trainer.orders", "trainer.precision", "trainer.probe"),
         *("trainer.recovery", "trainer.refusals", "trainer.reporting", "trainer.state", "trainer.watchdog"),
+        *("trainer.news", "trainer.taken"),
     ),
     "monitor_service.settings": (),
     "monitor_service.tables": (),

@@ -1,19 +1,18 @@
 """The loop: six named phases a step, each with one job, around any model that has a ``training_step``."""
 
 import logging
-import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from shared.commands import Command
-from shared.events import Finding, RunEnded, Severity, StepSkipped
+from shared.events import Finding, RunEnded
 from trainer.checkpoint import Rung
 from trainer.errors import RunStopped
 from trainer.guards.at_rest import AtRest, AtRestConfig
@@ -22,6 +21,7 @@ from trainer.guards.culprit import Randomness
 from trainer.guards.pieces import combine, piece_of
 from trainer.held import HeldModes
 from trainer.incident import Incidents
+from trainer.news import News, mended, merged, remarks
 from trainer.objective import Objective
 from trainer.orders import Orders
 from trainer.precision import Precision, computing_in
@@ -30,6 +30,7 @@ from trainer.recovery import Recovery, Trigger
 from trainer.refusals import Refusals
 from trainer.reporting import Reporter
 from trainer.state import TrainState
+from trainer.taken import Batch, Taken
 from trainer.watchdog import Hung
 
 log = logging.getLogger(__name__)
@@ -51,38 +52,6 @@ class Phase(StrEnum):
 
 Observer = Callable[[Phase, "Loop"], None]
 """Called at the start of every phase: a progress bar looks here, and a drill breaks things here."""
-
-Batch = Mapping[str, Any]
-
-
-@dataclass
-class Taken:
-    """A batch whose numbers are on their way from the device to the host."""
-
-    iteration: int
-    sample_ids: tuple[str, ...]
-    begun: float
-    fetch_seconds: float
-    batch: Batch
-    random: Randomness
-    is_replay: bool = False
-    vitals: list[Vitals] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class News:
-    """What one rank alone knows at a step boundary."""
-
-    stop: str | None = None
-    commands: Sequence[Command] = ()
-    left_out: Sequence[tuple[str, str]] = ()
-    findings: Sequence[Finding] = ()
-    save_due_at: int | None = None
-
-    @property
-    def is_any(self) -> bool:
-        """Whether it is worth telling."""
-        return bool(self.stop or self.commands or self.left_out or self.findings or self.save_due_at)
 
 
 class Loop:
@@ -238,7 +207,7 @@ class Loop:
         """Take the next batch to the device."""
         begun = time.perf_counter()
         batch = self.state.loader.next_batch()
-        self._remark()
+        self._own += remarks(self.number, self.state.loader.take_remarks())
         self.batch = {
             key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
             for key, value in batch.items()
@@ -255,7 +224,7 @@ class Loop:
     def forward(self, piece: int = 0) -> None:
         """The losses of one piece of the batch; what the pass writes into buffers can be taken back."""
         if piece == 0:
-            self._mend("modes", self._modes.put_back())
+            self._own += mended(self.number, "modes", self.objective.name, self._modes.put_back())
             self.objective.meter.protect()
         batch = piece_of(self.batch, piece, self.micro_batches)
         with computing_in(self.precision, self.device):
@@ -276,7 +245,7 @@ class Loop:
 
         All, since the loss of one objective may flow through the weights of another.
         """
-        self._mend("schedule", self.objective.update())
+        self._own += mended(self.number, "schedule", self.objective.name, self.objective.update())
         self.state.model.zero_grad(set_to_none=True)
 
     def report(self) -> None:
@@ -337,25 +306,6 @@ class Loop:
             self.go_back(problems[0].message, "guard")
         return not problems
 
-    def _remark(self) -> None:
-        """Remember what was odd about the data; it is told at the step boundary."""
-        for name, words, number in self.state.loader.take_remarks():
-            message = f"sample {name} is odd, and trained on: {words}; number {number}" if name else words
-            guard, reading = ("data", {"sample": name}) if name else ("loader", {})
-            told = {**reading, "count": float(number)}
-            self._own.append(
-                Finding(
-                    step=self.number, guard=guard, severity=Severity.WARNING, message=message, reading=told
-                )
-            )
-
-    def _mend(self, guard: str, changed: Sequence[str]) -> None:
-        """Remember what was found changed and put back; it is told at the step boundary."""
-        if not changed:
-            return
-        message = f"{self.objective.name}: {'; '.join(changed)}; put back before it was used"
-        self._own.append(Finding(step=self.number, guard=guard, severity=Severity.WARNING, message=message))
-
     def _averaged(self) -> tuple[Tensor, Tensor]:
         return self.state.ema.taken, self.state.ema.due_of(self.objectives[0].meter.applied)
 
@@ -386,7 +336,7 @@ class Loop:
         said = self.state.ranks.pool([own] if own.is_any else [])
         everyone = [one for news in said for one in news]
         self.reporter.left_out([one for news in everyone for one in news.left_out], self.number)
-        for finding in _merged([[one for news in rank for one in news.findings] for rank in said]):
+        for finding in merged([[one for news in rank for one in news.findings] for rank in said]):
             self.reporter.finding(finding)
         for news in everyone:
             self._stop_reason = self._stop_reason or news.stop
@@ -400,7 +350,7 @@ class Loop:
 
     def _of_all(self, own: Sequence[Finding]) -> list[Finding]:
         """What the guards of all ranks found: what one rank alone sees in its state concerns all of them."""
-        return _merged(self.state.ranks.pool(own))
+        return merged(self.state.ranks.pool(own))
 
     def _enter(self, phase: Phase) -> None:
         for observer in self.observers:
@@ -435,7 +385,7 @@ class Loop:
         refused = taken.vitals[0].refused
         if refused and taken.is_replay:
             return  # told already when it was refused first
-        if self.state.ranks.are_many and not taken.is_replay and any(map(_is_bad, taken.vitals)):
+        if self.state.ranks.are_many and not taken.is_replay and taken.is_suspect:
             everyone = self.state.ranks.tell_all(taken.sample_ids)
             taken.sample_ids = tuple(name for ids in everyone for name in ids)
         findings = self._of_all(self._ask_the_panel(taken))
@@ -444,7 +394,7 @@ class Loop:
             self.reporter.finding(finding)
         seconds = time.perf_counter() - taken.begun
         if refused:
-            self.reporter.skipped(_as_event(taken))
+            self.reporter.skipped(taken.as_skip())
         else:
             self.reporter.applied(taken.vitals, seconds, taken.fetch_seconds)
             self.state.step += 1
@@ -456,7 +406,7 @@ class Loop:
             return
         # a spike that is no error is a new level of loss, accepted: a row of refusals ends there
         is_accepted = taken.vitals[0].reason == "spike" and verdict is Verdict.PROCEED
-        at_fault = any(one.is_at_fault for one in taken.vitals)
+        at_fault = taken.is_at_fault
         if at_fault or not refused:  # a step that only the loss scale skipped says nothing of the run
             self.recovery.judged(at_fault and not is_accepted, verdict is Verdict.PROCEED)
 
@@ -472,32 +422,3 @@ class Loop:
             if judgement.verdict >= Verdict.ROLL_BACK:
                 break  # the state is corrupt: the other objectives' scans would only say so again
         return findings
-
-
-def _merged(said: Sequence[Sequence[Finding]]) -> list[Finding]:
-    """What all ranks have found, each thing once, with the rank that alone has seen it."""
-    findings: list[Finding] = []
-    for rank, own in enumerate(said):
-        known = {(one.guard, one.message) for one in findings}
-        for one in own:
-            if (one.guard, one.message) not in known:
-                words = f"rank {rank}: {one.message}" if rank else one.message
-                findings.append(one.model_copy(update={"message": words}))
-    return findings
-
-
-def _is_bad(vitals: Vitals) -> bool:
-    """Whether somebody will ask which samples it was."""
-    numbers = (vitals.loss, vitals.grad_norm, *vitals.parts.values())
-    return vitals.refused or not all(map(math.isfinite, numbers))
-
-
-def _as_event(taken: Taken) -> StepSkipped:
-    first = taken.vitals[0]
-    return StepSkipped(
-        step=first.step,
-        reason=first.reason or "spike",
-        loss=first.loss,
-        grad_norm=first.grad_norm,
-        sample_ids=taken.sample_ids,
-    )

@@ -26,9 +26,10 @@ from trainer.recovery import Recovery
 from trainer.reporting import Reporter
 from trainer.sharding import is_sharded, whole
 from trainer.stopped import REPORT, write_report
+from trainer.taken import Taken
 
 if TYPE_CHECKING:
-    from trainer.loop import Loop, Taken
+    from trainer.loop import Loop
 
 log = logging.getLogger(__name__)
 

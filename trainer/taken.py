@@ -1,0 +1,50 @@
+"""A batch whose numbers are on their way from the device to the host."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.events import StepSkipped
+from trainer.guards.base import Vitals
+from trainer.guards.culprit import Randomness
+
+Batch = Mapping[str, Any]
+
+
+@dataclass
+class Taken:
+    """What was taken, when, under which random states; ``vitals`` are those of the objectives so far."""
+
+    iteration: int
+    sample_ids: tuple[str, ...]
+    begun: float
+    fetch_seconds: float
+    batch: Batch
+    random: Randomness
+    is_replay: bool = False
+    vitals: list[Vitals] = field(default_factory=list)
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether somebody will ask which samples it was: refused, or a number is not finite."""
+        return any(
+            one.refused or not all(map(math.isfinite, (one.loss, one.grad_norm, *one.parts.values())))
+            for one in self.vitals
+        )
+
+    @property
+    def is_at_fault(self) -> bool:
+        """Whether one of its objectives was refused for a reason of its own."""
+        return any(one.is_at_fault for one in self.vitals)
+
+    def as_skip(self) -> StepSkipped:
+        """The event of its refusal."""
+        first = self.vitals[0]
+        return StepSkipped(
+            step=first.step,
+            reason=first.reason or "spike",
+            loss=first.loss,
+            grad_norm=first.grad_norm,
+            sample_ids=self.sample_ids,
+        )
