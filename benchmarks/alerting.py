@@ -51,7 +51,7 @@ class Alerting:
     def wait(self, patience_s: float = 60.0) -> None:
         """Until both answer and the monitor has been scraped; Prometheus takes 5 s to look for it."""
         deadline = time.monotonic() + patience_s
-        while not (self._is_ready(self.alertmanager) and self.ask('up{job="trainhealth"} == 1')):
+        while not (self.is_ready(self.alertmanager) and self.ask('up{job="trainhealth"} == 1')):
             assert time.monotonic() < deadline, f"not ready: see the logs in {self._folder}"
             time.sleep(0.05)
 
@@ -75,7 +75,7 @@ class Alerting:
         for process in self._processes:
             process.wait(20)
 
-    def _is_ready(self, url: str) -> bool:
+    def is_ready(self, url: str) -> bool:
         try:
             return httpx.get(f"{url}/-/ready", timeout=5).status_code == 200
         except httpx.TransportError:

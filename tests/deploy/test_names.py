@@ -15,7 +15,7 @@ from monitor_service.metrics import Meters
 from monitor_service.run_series import FAMILIES, Seen
 from monitor_service.scrape import FLEET
 from shared.base import utc_now
-from tests.deploy.test_rules import CASES
+from tests.deploy.cases import CASES
 
 ROOT = Path(__file__).parents[2]
 FILES = [
