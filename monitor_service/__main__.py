@@ -174,7 +174,7 @@ def _compact(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments)
     open_database(settings.database_url)
     engine = open_engine(settings.database_url)
-    store = Store(engine, queue_size=1, observe=lambda requests, seconds: None, complain=lambda: None)
+    store = Store(engine, queue_size=1, observe=lambda requests, seconds: None)
     store.start()
     try:
         done = Done()

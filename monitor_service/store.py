@@ -128,7 +128,12 @@ class Store:
     """Writes go through one thread and are answered after their commit; reads have own connections."""
 
     def __init__(
-        self, engine: Engine, *, queue_size: int, observe: Observer, complain: Callable[[], None]
+        self,
+        engine: Engine,
+        *,
+        queue_size: int,
+        observe: Observer,
+        complain: Callable[[], None] = lambda: None,
     ) -> None:
         self.engine = engine
         self._observe, self._complain = observe, complain

@@ -95,7 +95,9 @@ def test_a_monitor_that_is_asked_to_end_answers_the_held_reply_first(
         target=lambda: answers.append(httpx.post(url, json=batch(1, hold_s=10), timeout=20))
     )
     waiting.start()
-    while not httpx.get(f"{program.url}/metrics").text.count('ingest_requests_total{code="200"} 1'):
+    while not httpx.get(f"{program.url}/metrics").text.count(
+        'ingest_requests_total{code="200",encoding="json"} 1'
+    ):
         time.sleep(0.02)
     asked = time.monotonic()
     assert program.end(signal.SIGINT) == 0
@@ -115,7 +117,9 @@ def test_a_sender_that_goes_away_is_counted_and_leaves_no_traceback(
     with socket.create_connection((host, int(port))) as half:
         half.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
     deadline = time.monotonic() + 10
-    while 'ingest_requests_total{code="400"} 1' not in httpx.get(f"{program.url}/metrics").text:
+    while (
+        'ingest_requests_total{code="400",encoding="json"} 1' not in httpx.get(f"{program.url}/metrics").text
+    ):
         assert time.monotonic() < deadline, "it was not counted"
         time.sleep(0.02)
     assert program.end(signal.SIGTERM) == 0

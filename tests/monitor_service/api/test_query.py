@@ -62,7 +62,7 @@ def test_a_finished_run_has_done_all_its_steps(monitor: Any, batch: Build) -> No
     monitor.send(batch(1, range(990, 1000), loss=[1.0] * 10, events=[end]))
     assert (monitor.tell("/health")["step"], monitor.tell("/health")["total_steps"]) == (1000, 1000)
     assert monitor.tell()["transitions"][-1]["step"] == 1000
-    assert 'trainhealth_step{project="default",run="demo"} 1000.0' in monitor.get("/metrics").text
+    assert 'trainhealth_step{project="default",run="demo"} 1000\n' in monitor.get("/metrics").text
 
 
 def test_a_database_that_is_damaged_under_way_is_503_and_says_so(
