@@ -125,7 +125,7 @@ def test_every_command_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(f"\n{command} " in text for command in ("run", "check", "checkpoints", "deliver", "demo"))
+    assert all(f"\n    {command}" in text for command in ("run", "check", "checkpoints", "deliver", "demo"))
 
 
 def test_checkpoints_are_listed_and_proved(lab: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,7 +65,7 @@ def test_a_weight_that_breaks_unheard_is_found_before_it_is_kept(
 ) -> None:
     healed = lab.run("healed", observers=[Fault(31, Phase.FETCH, break_unheard)], steps=50)
     (rollback,) = healed.reporter.record.rollbacks
-    assert (rollback.from_step, rollback.to_step) == (35, 25)
+    assert (rollback.from_step, rollback.to_step) == (32, 25)
     twin = lab.run("twin", steps=50)
     assert differences(without_memory(everything(healed)), without_memory(everything(twin))) == []
 
@@ -79,7 +79,8 @@ def test_after_a_return_weights_are_compared_with_those_returned_to(lab: Any, tr
         loop.go_back("no reason", trigger)
     while loop.state.step < 22 and len(loop.reporter.record.findings) == 0:
         loop.step()
-    assert "moved further than Adam can" in loop.reporter.record.findings[0].message
+    findings = loop.reporter.record.findings
+    assert any(one.step == 15 and "moved further than Adam can" in one.message for one in findings)
 
 
 def test_a_fault_that_comes_again_and_again_climbs_the_ladder_and_ends_the_run(

@@ -160,7 +160,9 @@ def test_a_flood_of_commands_is_bounded(monitor, link_to, until, command):
     link = link_to(monitor.url)
     record(link)
     until(lambda: not monitor.script and len(monitor.batches) > 0)
-    assert len(link.commands()) == 3 * 100
+    handed_out = [len(link.commands()) for _ in range(100)]
+    assert max(handed_out) == 8, "no step carries out more"
+    assert sum(handed_out) == 3 * 100
 
 
 def test_an_expired_command_is_never_handed_out_whatever_our_clock_says(monitor, link_to, until, command):
