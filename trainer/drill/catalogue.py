@@ -190,7 +190,9 @@ CATALOGUE: Sequence[Drill] = (
     Drill(
         *("F28", "loss-scale-floor", "a layer overflows in fp16 until the loss scale is at its floor"),
         precision.OverflowingModule,
-        Expect("L", late=1, recovery="the floor holds, the rate comes down for a while", words="loss scale"),
+        Expect(
+            "PL", late=1, recovery="the floor holds, the rate comes down for a while", words="loss scale fell"
+        ),
         precision.FLOAT16,
     ),
     Drill(

@@ -39,7 +39,7 @@ CAUSES: Sequence[Drill] = (
     Drill(
         *("R01", "fp16-overflow", "fp16 without a loss scale, and attention logits beyond 65504"),
         precision.overflowing_logits,
-        Expect("PS", late=1, recovery="memory snapshot; layer and type are named", words="attention."),
+        Expect("PSL", late=1, recovery="memory snapshot; layer and type are named", words="attention."),
         precision.FLOAT16,
     ),
     Drill(
@@ -90,10 +90,13 @@ CAUSES: Sequence[Drill] = (
         Expect("SC", late=_SCAN, recovery="memory snapshot"),
     ),
     *(
-        _forged("R10", f"scale-of-{value}-in-file", f"the scale factor is {value}", change, "scale_factor")
-        for value, change in (("0", load.scale_factor_is(0.0)), ("0.18", load.scale_factor_is(0.18215)))
+        _forged("R10", f"scale-of-{value}-in-file", f"the scale factor is {value}", change, "probe loss")
+        for value, change in (
+            ("0", load.scale_factor_is(0.0)),
+            ("0.18", load.scale_factor_is(0.18215)),
+            ("1", load.scale_factor_is(1.0)),
+        )
     ),
-    _forged("R10", "scale-of-1-in-file", "the scale factor is 1", load.scale_factor_is(1.0), "scale_factor"),
     _forged("R10", "scale-is-nan-in-file", "the scale factor is NaN", load.scale_factor_is(math.nan), "NaN"),
     _forged("R10", "scale-is-double", "the factor is of Python's type", load.scale_factor_is_double, "scale"),
     _forged("R10", "scale-is-absent", "the factor is not there", load.scale_factor_is_absent, "scale_factor"),
@@ -141,7 +144,11 @@ CAUSES: Sequence[Drill] = (
         idle="there is no such switch: every checkpoint holds all of it, and R08 shows that less is refused",
     ),
     _forged("R18", "never-meant-to-resume", "the file has no step", load.step_is_absent, "step"),
-    Drill(*("R19", "fewer-steps", "told to end before where it is"), life.FewerSteps, _HARMLESS),
+    Drill(
+        *("R19", "fewer-steps", "told to end before where it is"),
+        life.FewerSteps,
+        Expect("C", recovery="told as another setting; no step is trained", words="training.steps 100 -> 10"),
+    ),
     _forged(
         *("R20", "no-time-embedding", "the time embedding's frequencies are missing"),
         load.times_embedding_is_absent,

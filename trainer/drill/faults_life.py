@@ -7,6 +7,7 @@ from typing import cast
 import torch
 
 from trainer.build import first_stage_of
+from trainer.checkpoint import list_records
 from trainer.config import Config
 from trainer.drill.faults import Fault, Ground, first_life
 from trainer.drill.judge import Sighting
@@ -43,10 +44,10 @@ class FewerSteps:
     def inject(self, ground: Ground) -> None:
         """A life with fewer steps than it has, and one with all of them."""
         first_life(ground, self.at_step)
+        self.struck_at = list_records(ground.folder / "checkpoints")[0].step
         config, seen = ground.config, list[int]()
         ground.config = with_steps(config, 10)
         ground.train([Fault(0, Phase.FORWARD, lambda loop: seen.append(loop.number))])
-        self.struck_at = 0
         if seen:
             self.broke.append(f"it trained on at step {seen[0]}, beyond its end")
         ground.config = config
