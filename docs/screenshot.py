@@ -3,17 +3,23 @@
     make run                                    in one terminal: the demo, and its monitor
     python docs/screenshot.py [URL] [--run demo] [--out docs]
 
-Needs the Python package ``playwright`` and a Chromium (``apt-get install chromium``).
+Needs the Python packages ``playwright`` and ``pillow`` and a Chromium (``apt-get install chromium``).
 """
 
 import argparse
+import io
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
+
+COLOURS = 256
+MOST_HEIGHT = 2_600
+"""Of a picture, in pixels: the rest of a long page says nothing new."""
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -63,7 +69,7 @@ def wait_until_drawn(page: Page) -> None:
 
 
 def take(browser: Browser, url: str, shot: Shot, out: Path) -> None:
-    """Save the whole page as a PNG."""
+    """Save the page as a small PNG, cut where it is long."""
     page = browser.new_page(
         viewport={"width": shot.width, "height": 900}, color_scheme="dark" if shot.dark else "light"
     )
@@ -71,8 +77,11 @@ def take(browser: Browser, url: str, shot: Shot, out: Path) -> None:
     if answer is None or not answer.ok:
         sys.exit(f"{url}{shot.address} answers {answer.status if answer else 'nothing'}")
     wait_until_drawn(page)
-    page.screenshot(path=out / f"{shot.name}.png", full_page=True)
+    taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
     page.close()
+    cut = taken.crop((0, 0, taken.width, min(taken.height, MOST_HEIGHT)))
+    small = cut.quantize(COLOURS, dither=Image.Dither.NONE)
+    small.save(out / f"{shot.name}.png", optimize=True)
 
 
 def main() -> None:

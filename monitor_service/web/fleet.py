@@ -11,6 +11,7 @@ from monitor_service.health import RunStatus
 from monitor_service.run_list import Sort, list_runs
 from monitor_service.views import RunPage
 from monitor_service.web import words
+from monitor_service.web.compare_page import MOST_RUNS
 from monitor_service.web.sparklines import Sparkline, Sparklines
 
 RUNS_ON_A_PAGE = 50
@@ -62,6 +63,7 @@ class FleetView:
 
     signs = words.STATUS
     sorts = Sort
+    most_compared = MOST_RUNS
 
     @classmethod
     def read(

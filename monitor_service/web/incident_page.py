@@ -71,7 +71,7 @@ class IncidentPageView:
     def sentence(self) -> str:
         """What happened, who is to blame, what was done and at what price."""
         told = self.view.incident
-        parts = [told.message.rstrip(".")]
+        parts = [words.brief(told.message).rstrip(".")]
         blame = [f"first in {told.module}"] if told.module else []
         if told.sample_ids:
             more = f" and {len(told.sample_ids) - 1} more" if len(told.sample_ids) > 1 else ""
@@ -126,4 +126,4 @@ class IncidentPageView:
     @property
     def story(self) -> dict[str, Any]:
         """What the page's script must know to draw."""
-        return {**self.told.story(self.run, is_over=self.is_over), "focus": [self.first, self.last]}
+        return {**self.told.story(self.run, CHARTS, is_over=self.is_over), "focus": [self.first, self.last]}

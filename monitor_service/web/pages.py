@@ -5,18 +5,21 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse
 
+from monitor_service import queries
 from monitor_service.access import Principal, refuse_foreign
 from monitor_service.api.dependencies import ConnectionDep
 from monitor_service.api.permissions import PrincipalDep, needs
-from monitor_service.errors import Forbidden, NotFound
+from monitor_service.errors import Forbidden, NotFound, wrong_query
 from monitor_service.health import RunStatus
 from monitor_service.run_list import Sort
 from monitor_service.tokens import Scope
+from monitor_service.web.compare_page import MOST_RUNS, ComparePageView
 from monitor_service.web.fleet import FleetView, Wish
 from monitor_service.web.incident_page import IncidentPageView
 from monitor_service.web.run_page import RunPageView
 from monitor_service.web.shell import page
 from monitor_service.web.sparklines import Sparklines
+from shared.base import Name
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -42,6 +45,26 @@ def fleet(
     wish = Wish(list(dict.fromkeys(status)), search.strip(), sort, cursor)
     view = FleetView.read(connection, sparklines, wish, principal.project)
     return page(request, "fleet.html", {"fleet": view})
+
+
+@router.get("/compare")
+def compare(
+    request: Request,
+    connection: ConnectionDep,
+    principal: PrincipalDep,
+    run: Annotated[list[Name], Query(default_factory=list)],
+) -> Response:
+    """Some runs side by side; says how many it takes where there are too few or too many."""
+    names = list(dict.fromkeys(run))
+    if not 2 <= len(names) <= MOST_RUNS:
+        raise wrong_query("run", ", ".join(names), f"choose two to {MOST_RUNS} runs on the page of all runs")
+    for name in names:
+        try:
+            _admit(connection, principal, name)
+            queries.run_row(connection, name)
+        except NotFound:
+            return _no_such_run(request, name)
+    return page(request, "compare.html", {"page": ComparePageView.read(connection, names)})
 
 
 @router.get("/runs/{run}")

@@ -1,8 +1,10 @@
 """What the page of one run shows: health, key numbers, marks for the charts, and what happened."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
+from urllib.parse import quote, urlencode
 
 from pydantic import TypeAdapter
 from sqlalchemy import Connection
@@ -26,6 +28,13 @@ ELSEWHERE = ("checkpoint", "command", "picture", "incident")
 """Events that other parts of the page show; one of a type that is not known here is told by its name."""
 
 CHARTS = (("loss", "Loss"), ("grad_norm", "Gradient norm"))
+MINOR_CHARTS = (("lr", "Learning rate"), ("step_seconds", "Step time in seconds"))
+"""Smaller, without marks, and only of runs that send these series."""
+
+POINTS = 1_000
+"""Points of a line: about one for each pixel; each tells the lowest and highest of its steps.
+No more than that: a block of a thousand steps that fits into one point need not be unpacked."""
+
 MODULES = "grad_norm/"
 """Before the names of modules whose norms are sent."""
 
@@ -59,14 +68,15 @@ class Told:
         order = get_args(Kind)
         return [(first[look], counts[look]) for look in sorted(first, key=lambda look: order.index(look[0]))]
 
-    def story(self, run: RunDetail, *, is_over: bool) -> dict[str, Any]:
+    def story(self, run: RunDetail, charts: Sequence[tuple[str, str]], *, is_over: bool) -> dict[str, Any]:
         """What a page's script must know to draw."""
         return {
             "run": run.run,
             "step": run.step,
             "is_over": is_over,
-            "series": [name for name, _ in CHARTS if name in run.series],
-            "modules": [name for name in run.series if name.startswith(MODULES)],
+            "series": [name for name, _ in charts if name in run.series],
+            "points": POINTS,
+            "modules": sorted((name for name in run.series if name.startswith(MODULES)), key=_natural),
             "attempts": [{"attempt": a.attempt, "start_step": a.start_step} for a in run.attempts],
             "marks": [mark.as_json() for mark in self.marks],
         }
@@ -115,6 +125,7 @@ class RunPageView:
     may_order: bool
 
     charts = CHARTS
+    minor_charts = MINOR_CHARTS
     max_events = MAX_EVENTS
     max_checkpoints = MAX_CHECKPOINTS
     checkpoint_signs = words.CHECKPOINT
@@ -150,11 +161,26 @@ class RunPageView:
     @property
     def story(self) -> dict[str, Any]:
         """What the page's script must know to draw."""
-        return self.told.story(self.run, is_over=self.is_over)
+        return self.told.story(self.run, (*CHARTS, *MINOR_CHARTS), is_over=self.is_over)
 
     def is_abandoned(self, attempt: int, step: int) -> bool:
         """Whether a later attempt began at or before that step."""
         return any(one.attempt > attempt and one.start_step < step for one in self.run.attempts)
+
+
+def first_look(story: dict[str, Any]) -> str | None:
+    """What the script asks first, letter by letter: a browser told so asks while the scripts still arrive."""
+    if not story["series"]:
+        return None
+    ends = zip(("from_step", "to_step"), story.get("focus", ()), strict=False)
+    names = [("name", name) for name in story["series"]]
+    query = urlencode([*names, ("attempt", "effective"), ("buckets", story["points"]), *ends])
+    return f"/api/v1/runs/{quote(story['run'], safe='')}/series?{query}"
+
+
+def _natural(name: str) -> list[str | int]:
+    """Sorts ``levels.10`` after ``levels.9``: words and numbers take turns, words first."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
 
 
 def _by_step(found: Sequence[PictureView]) -> list[Drawn]:

@@ -9,6 +9,7 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 
 from monitor_service.web import words
+from monitor_service.web.run_page import first_look
 
 HERE = Path(__file__).parent
 
@@ -53,7 +54,9 @@ def _templates() -> Jinja2Templates:
     templates = Jinja2Templates(directory=HERE / "templates")
     templates.env.trim_blocks = templates.env.lstrip_blocks = True
     templates.env.filters.update(words.FILTERS)
-    templates.env.globals.update(static=lambda name: f"/static/{name}", run_modules=RUN_MODULES)
+    templates.env.globals.update(
+        static=lambda name: f"/static/{name}", run_modules=RUN_MODULES, first_look=first_look
+    )
     return templates
 
 

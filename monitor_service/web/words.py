@@ -1,6 +1,8 @@
 """What happened, in words: each event, state and status becomes a sign (icon and label) and a sentence."""
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import singledispatch
@@ -151,6 +153,25 @@ def steps(count: int) -> str:
     return f"{count:,} step" + ("" if count == 1 else "s")
 
 
+_BATCH = re.compile(r"; the batch held [^;]*$")
+"""How guards end a message: with the samples of the batch, which a page lists elsewhere."""
+
+MOST_SAMPLES = 4
+
+
+def brief(message: str) -> str:
+    """A guard's message without the list of the samples in the batch."""
+    return _BATCH.sub("", message)
+
+
+def samples(names: Sequence[str]) -> str:
+    """``, samples a, b``, the first few by name; nothing where there are none."""
+    if not names:
+        return ""
+    more = f" and {len(names) - MOST_SAMPLES} more" if len(names) > MOST_SAMPLES else ""
+    return f", samples {', '.join(names[:MOST_SAMPLES])}{more}"
+
+
 def iso(moment: datetime) -> str:
     """For the ``datetime`` attribute, from which the page's script makes local time."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -171,6 +192,7 @@ FILTERS = {
     "seconds": seconds,
     "size": size,
     "steps": steps,
+    "brief": brief,
     "iso": iso,
     "clock": clock,
     "grouped": grouped,
@@ -199,16 +221,14 @@ def _(event: Finding) -> Telling:
         f"{name} {number(value) if isinstance(value, float) else value}"
         for name, value in event.reading.items()
     )
-    return Telling(SEVERITY[event.severity], f"{event.guard}: {event.message}", reading)
+    return Telling(SEVERITY[event.severity], f"{event.guard}: {brief(event.message)}", reading)
 
 
 @tell.register
 def _(event: StepSkipped) -> Telling:
     numbers = f"loss {number(event.loss)}, gradient norm {number(event.grad_norm)}"
-    samples = f", samples {', '.join(event.sample_ids)}" if event.sample_ids else ""
-    return Telling(
-        SKIPPED, f"Update refused: {_WHY_REFUSED[event.reason]}. No weight changed.", numbers + samples
-    )
+    text = f"Update refused: {_WHY_REFUSED[event.reason]}. No weight changed."
+    return Telling(SKIPPED, text, numbers + samples(event.sample_ids))
 
 
 @tell.register
@@ -238,10 +258,9 @@ def _(event: Change) -> Telling:
 @tell.register
 def _(event: Incident) -> Telling:
     where = f" in {event.module}" if event.module else ""
-    text = f"Incident {event.incident} ({event.kind}{where}): {event.message} {event.action}".rstrip()
+    text = f"Incident {event.incident} ({event.kind}{where}): {brief(event.message)} {event.action}".rstrip()
     cost = f"cost {steps(event.steps_lost)} and {seconds(event.seconds_lost)}"
-    samples = f", samples {', '.join(event.sample_ids)}" if event.sample_ids else ""
-    return Telling(OUTCOME[event.outcome], text, cost + samples)
+    return Telling(OUTCOME[event.outcome], text, cost + samples(event.sample_ids))
 
 
 @tell.register

@@ -23,6 +23,12 @@ function series(label, palette, layerCount) {
   return [{}, line, edge, edge, ...Array.from({ length: layerCount }, () => dimmed)];
 }
 
+/** What stands for a run by itself: its line in a band, and what was abandoned. */
+const runLook = (label, layerCount) => (palette) => ({
+  series: series(label, palette, layerCount),
+  bands: [{ series: [HIGH, LOW], fill: faint(palette.accent, 0.16) }],
+});
+
 /** Rows with a gap on both sides: a line cannot show them, a point can. */
 function lonely(chart, index, show) {
   if (index !== LINE || show) return null;
@@ -46,7 +52,7 @@ function roundOnly(chart, ticks) {
   return ticks.map((tick) => (isKept(tick) ? tick : null));
 }
 
-function axes(palette, log, gutter) {
+function axes(palette, log, gutter, below) {
   const common = {
     stroke: palette.quiet,
     font: `11px ${getComputedStyle(document.body).fontFamily}`,
@@ -55,7 +61,7 @@ function axes(palette, log, gutter) {
   };
   const rounding = log ? { filter: roundOnly, grid: { ...common.grid, filter: roundOnly } } : {};
   return [
-    { ...common, grid: { show: false }, gap: LANES.below, size: 24 + LANES.below, values: (_, ticks) => ticks.map(stepText), incrs: WHOLE },
+    { ...common, grid: { show: false }, gap: below, size: 24 + below, values: (_, ticks) => ticks.map(stepText), incrs: WHOLE },
     { ...common, ...rounding, size: gutter, gap: 8, values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : measured(tick))) },
   ];
 }
@@ -71,11 +77,12 @@ function scales(log, range) {
  * Draw a chart in `holder`.
  *
  * `range()` answers [first, last] step to show, `marks()` what to mark, `onZoom(first, last)` hears a dragged
- * selection (nothing: show all), `onCursor(chart)` each move; `gutter` is the space on the left, in pixels. Charts with the same `group` share their cursor.
+ * selection (nothing: show all), `onCursor(chart)` each move; `gutter` is the space on the left, in pixels; a `minor` chart has no room for marks;
+ * `look(palette)` answers uPlot's series and bands where the frame is not that of one run. Charts with the same `group` share their cursor.
  */
-export function drawChart({ holder, label, frame, log, group, gutter, range, marks, onZoom, onCursor }) {
+export function drawChart({ holder, label, frame, look, minor, log, group, gutter, range, marks, onZoom, onCursor }) {
   const palette = colours();
-  const layerCount = frame.data.length - FIRST_LAYER;
+  const lanes = minor ? { above: 12, below: 4 } : LANES;
   const select = (chart) => {
     if (chart.select.width < 4) return;
     const edges = [chart.select.left, chart.select.left + chart.select.width];
@@ -85,7 +92,7 @@ export function drawChart({ holder, label, frame, log, group, gutter, range, mar
   const options = {
     width: holder.clientWidth,
     height: holder.clientHeight,
-    padding: [LANES.above, 24, 0, 0],
+    padding: [lanes.above, 24, 0, 0],
     legend: { show: false },
     cursor: {
       sync: { key: group, scales: ["x", null] },
@@ -95,9 +102,8 @@ export function drawChart({ holder, label, frame, log, group, gutter, range, mar
       bind: { dblclick: () => () => onZoom() },
     },
     scales: scales(log, range),
-    axes: axes(palette, log, gutter),
-    series: series(label, palette, layerCount),
-    bands: [{ series: [HIGH, LOW], fill: faint(palette.accent, 0.16) }],
+    axes: axes(palette, log, gutter, lanes.below),
+    ...(look ?? runLook(label, frame.data.length - FIRST_LAYER))(palette),
     hooks: {
       draw: [(chart) => drawMarks(chart, marks())],
       setSelect: [select],

@@ -16,11 +16,13 @@ const sent = new Map();
 
 const parts = (root) => root.querySelectorAll("[data-live]");
 
-/** Put new content into a part; whoever stood on one of its links stands on the same link again. */
+/** Put new content into a part; whoever stood on one of its links stands on it again, and what was ticked stays so. */
 function put(part, fresh) {
   const held = part.contains(document.activeElement) ? document.activeElement : null;
   const key = held?.id ? `#${CSS.escape(held.id)}` : held?.getAttribute("href") && `[href="${CSS.escape(held.getAttribute("href"))}"]`;
+  const ticked = [...part.querySelectorAll("input:checked")].map(({ id }) => id);
   part.replaceChildren(...document.importNode(fresh, true).childNodes);
+  for (const box of part.querySelectorAll("input")) box.checked = ticked.includes(box.id);
   if (key) part.querySelector(key)?.focus({ preventScroll: true });
 }
 

@@ -19,9 +19,10 @@ let story = readStory();
 let zoom = story.focus ?? null;
 const store = new SeriesStore(story.run);
 const charts = [...document.querySelectorAll(".chart")].map((holder) => ({
-  holder, name: holder.dataset.series, label: holder.dataset.label, log: true, frame: null, plot: null,
+  holder, name: holder.dataset.series, label: holder.dataset.label, minor: holder.classList.contains("minor"), log: true, frame: null, plot: null,
 }));
-const drawn = () => charts.filter(({ frame }) => frame);
+const major = charts.filter(({ minor }) => !minor);
+const drawn = () => major.filter(({ frame }) => frame);
 
 /** The steps to show: the zoom, or from the first point to the last point or mark. */
 function range() {
@@ -35,8 +36,6 @@ function range() {
 /** Space left of the charts: as wide as the names of modules, where there are some and it can be spared. */
 const gutter = () => (story.modules.length && charts[0].holder.clientWidth > 640 ? 164 : 58);
 
-const points = () => Math.max(200, Math.round(2 * charts[0].holder.clientWidth));
-
 const marksOf = ({ frame }) => [
   ...story.marks,
   ...frame.notFinite.map(({ step, value }) => ({
@@ -49,7 +48,7 @@ function draw(chart) {
   const canLog = canBeLog(chart.frame.data);
   chart.plot = drawChart({
     ...chart, log: chart.log && canLog, group: story.run, gutter: gutter(), range,
-    marks: () => marksOf(chart),
+    marks: () => (chart.minor ? [] : marksOf(chart)),
     onZoom: setZoom,
     onCursor: (plot) => follow(chart, plot),
   });
@@ -74,6 +73,8 @@ function show({ anew = false } = {}) {
   const all = frames(effective, abandoned, charts.map(({ name }) => name));
   for (const chart of charts) chart.frame = all[chart.name];
   for (const chart of charts) {
+    if (chart.minor && !story.series.includes(chart.name)) continue;
+    chart.holder.parentElement.hidden = false;
     const message = chart.holder.querySelector(".message");
     message.hidden = chart.frame.data[0].length > 0;
     message.textContent = "No steps yet. The line appears with the first report.";
@@ -103,7 +104,7 @@ async function refresh({ always = false } = {}) {
   const hadModules = story.modules.length > 0;
   story = readStory();
   if (hadModules !== story.modules.length > 0) show({ anew: true }); // the gutter has changed
-  const changed = await store.update(story, zoom, points());
+  const changed = await store.update(story, zoom, story.points);
   if (changed || always || !charts[0].frame || before !== JSON.stringify(story.marks)) show();
   if (charts[0].frame?.data[0].length) await heat.update(story, zoom);
 }

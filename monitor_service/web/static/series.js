@@ -1,4 +1,4 @@
-// The run's series, asked from the monitor: at most two points a pixel, only what is new, and what was abandoned.
+// The run's series, asked from the monitor: at most one point a pixel, only what is new, and what was abandoned.
 
 import { ask } from "./ask.js";
 

@@ -132,6 +132,8 @@ class Teller:
         series: dict[str, list[float | None]] = {
             "loss": [loss_at(step) * factor ** (step - steps[0]) for step in steps],
             "grad_norm": [grad_norm_at(step) * factor ** (step - steps[0]) for step in steps],
+            "lr": [1e-4 * min(1.0, (step + 1) / 100) for step in steps],
+            "step_seconds": [STEP_S * noise(step + 2_000_000, 0.1) for step in steps],
         }
         for place, module in enumerate(MODULES):
             series[f"grad_norm/{module}"] = [module_norm_at(step, place) for step in steps]

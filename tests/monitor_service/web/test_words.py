@@ -10,11 +10,13 @@ from shared.events import (
     AttemptStarted,
     Change,
     CheckpointState,
+    Finding,
     Incident,
     OpaqueEvent,
     Rollback,
     RunEnded,
     Severity,
+    StepSkipped,
 )
 
 
@@ -38,6 +40,23 @@ def test_a_number_keeps_four_digits_and_says_when_it_is_none(value: float | None
 )  # fmt: skip
 def test_a_duration_comes_in_the_unit_that_suits_it(value: float, text: str) -> None:
     assert words.seconds(value) == text
+
+
+def test_a_finding_leaves_out_the_list_of_the_batch_and_keeps_all_else() -> None:
+    message = (
+        "diffusion: loss is nan; the update was refused on the device; the batch held m_0, m_1 and 5 more"
+    )
+    told = words.tell(Finding(step=3, guard="nonfinite", severity=Severity.ERROR, message=message))
+    assert told is not None
+    assert told.text == "nonfinite: diffusion: loss is nan; the update was refused on the device"
+    assert words.brief("the batch held; on to the next") == "the batch held; on to the next"
+
+
+def test_of_many_samples_the_first_few_are_named() -> None:
+    ids = tuple(f"m_{number}" for number in range(9))
+    told = words.tell(StepSkipped(step=3, reason="spike", loss=1.0, grad_norm=2.0, sample_ids=ids))
+    assert told is not None
+    assert told.numbers.endswith("samples m_0, m_1, m_2, m_3 and 5 more")
 
 
 def test_a_rollback_tells_from_where_to_where_by_whom_and_the_price() -> None:
