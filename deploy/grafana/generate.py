@@ -40,7 +40,9 @@ def lines(title: str, *exprs: str, by: Sequence[str] = (), unit: str = "short", 
         "title": title,
         "targets": targets(*exprs, legends=by),
         "fieldConfig": {"defaults": {"unit": unit, "custom": custom}, "overrides": []},
-        "options": {"legend": {"displayMode": "list", "placement": "bottom", "calcs": []}},
+        "options": {
+            "legend": {"displayMode": "list", "placement": "bottom", "calcs": [], "showLegend": True}
+        },
     }
 
 
