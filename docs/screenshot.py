@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 COLOURS = 256
-MOST_HEIGHT = 2_600
+MOST_HEIGHT = 2_530
 """Of a picture, in pixels: the rest of a long page says nothing new."""
 
 ARGUMENTS = [
@@ -80,7 +80,7 @@ def take(browser: Browser, url: str, shot: Shot, out: Path) -> None:
     taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
     page.close()
     cut = taken.crop((0, 0, taken.width, min(taken.height, MOST_HEIGHT)))
-    small = cut.quantize(COLOURS, dither=Image.Dither.NONE)
+    small = cut.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     small.save(out / f"{shot.name}.png", optimize=True)
 
 
