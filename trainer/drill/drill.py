@@ -59,12 +59,13 @@ def run_one(number: int, config: Config) -> Judgement:
     arena = Arena.at(inside(changed(config, drill.changes), drill.name), autoencoder_of(config.run.folder))
     arena.warm_up(config.run.folder)
     fault = drill.fault(strikes_at(config))
+    twin = twin_of(config)
     try:
         fault.inject(arena)
+        facts = _facts(fault, arena, twin)
     except Exception as error:  # the row says so, and the other drills go on
         log.exception("drill %s", drill.name)
         return row.model_copy(update={"fell_short": [f"the drill itself broke: {error!r}"]})
-    facts = _facts(fault, arena, twin := twin_of(config))
     seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu_begun
     row = row.model_copy(update={"seconds": seconds, "cpu_seconds": cpu_seconds})
     return judge(row, facts, drill.expect, twin, TOLERANCE)

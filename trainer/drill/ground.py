@@ -67,7 +67,8 @@ class Arena:
     def train(self, observers: Sequence[Observer] = (), maps: RadioMaps | None = None) -> None:
         """Train the second stage to its end, or on from its newest checkpoint."""
         try:
-            train_diffusion(
+            # a run that is at its end already enters no phase, and has a loop all the same
+            self.loop, _ = train_diffusion(
                 self.config,
                 maps if maps is not None else self.maps,
                 self.autoencoder,
