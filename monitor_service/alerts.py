@@ -69,7 +69,8 @@ def _take(
     held = _hold(connection, run, alert, sender)
     known = _known(connection, alert)
     decision = _decide(connection, alert, known, held, sender, now, settings)
-    _keep(connection, alert, known, run, decision, now)
+    is_theirs = held is not None or sender.project is None  # nobody writes into another project's list
+    _keep(connection, alert, known, run if is_theirs else None, decision, now)
     return AlertOutcome(
         fingerprint=alert.fingerprint,
         starts_at=alert.starts_at,

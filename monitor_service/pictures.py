@@ -60,7 +60,12 @@ def note(connection: Connection, run_id: int, attempt: int, event: Picture) -> N
     row |= {"run_id": run_id, "attempt": attempt, "details": details.model_dump_json(), "png": png}
     connection.execute(insert(tables.pictures).values(row))
     of_kind = (known.run_id == run_id) & (known.kind == event.kind)
-    old = select(known.picture).where(of_kind).order_by(known.time.desc()).offset(MAX_OF_A_KIND)
+    old = (
+        select(known.picture)
+        .where(of_kind)
+        .order_by(known.attempt.desc(), known.step.desc())
+        .offset(MAX_OF_A_KIND)
+    )
     too_many = list(connection.scalars(old))
     if too_many:
         connection.execute(delete(tables.pictures).where(of_kind, known.picture.in_(too_many)))

@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.openmetrics import exposition as open_metrics
 from sqlalchemy import Connection, func, or_, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from monitor_service import tables
 from monitor_service.exposition import RunWriter, escaped, head
@@ -85,7 +85,7 @@ class Scraper:
         try:
             with self._store.reading() as connection:
                 found = self._find(connection)
-        except OperationalError:
+        except SQLAlchemyError:
             self._meters.store_errors.labels("scrape").inc()
             return ""
         lines = [_fleet_text(name, found.fleet[name], is_open_metrics) for name in FLEET]
@@ -112,14 +112,12 @@ def _commands_of(connection: Connection, shown: set[int]) -> tuple[Any, Any]:
     rollbacks: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     pending: dict[int, dict[str, float]] = defaultdict(dict)
     known = tables.commands.c
-    query = select(
-        known.run_id, known.kind, known.state, known.issued_by, func.count(), func.min(known.issued_at)
-    ).group_by(known.run_id, known.kind, known.state, known.issued_by)
-    for run_id, kind, state, issuer, count, since in connection.execute(query):
-        if run_id not in shown:
-            continue
+    columns = known.run_id, known.kind, known.state, known.issued_by
+    query = select(*columns, func.count(), func.min(known.issued_at)).where(known.run_id.in_(shown))
+    for run_id, kind, state, issuer, count, since in connection.execute(query.group_by(*columns)):
         if state in ENDED and kind == CommandKind.ROLL_BACK:
-            rollbacks[run_id][f"{ISSUERS.get(issuer, 'operator')}/{ENDED[state]}"] += count
+            trigger = ISSUERS.get(issuer.partition(" (token ")[0], "operator")
+            rollbacks[run_id][f"{trigger}/{ENDED[state]}"] += count
         elif state in (CommandState.PENDING, CommandState.DELIVERED):
             before = pending[run_id].get(kind, float("inf"))
             pending[run_id][kind] = min(before, since.timestamp())

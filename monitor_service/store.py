@@ -100,6 +100,7 @@ class _Job(Generic[T]):
             OperationalError: the database itself is in trouble, which is everybody's.
             _JobFailed: the work raised something else, which belongs to the one who waits.
         """
+        self._error = None  # of an earlier try: this one may do
         try:
             self._result = self._work(connection)
         except OperationalError:
@@ -110,7 +111,6 @@ class _Job(Generic[T]):
 
     def run_apart(self, connection: Connection) -> None:
         """Do the work under a savepoint: what it cannot do is undone alone. Raises OperationalError."""
-        self._error = None
         with contextlib.suppress(_JobFailed), connection.begin_nested():
             self.run(connection)
 

@@ -46,12 +46,14 @@ class Wire(BaseModel):
 
         Args:
             is_first_heard: nothing was ever heard of the run. Of a run that was here before this was
-                noted down, the first batch says nothing about those before it.
+                noted down, or where a session may have been forgotten, the first batch says nothing
+                about those before it.
         """
         session = self.sessions.pop(batch.session, None)
         if session is None:
-            is_old = not is_first_heard and not self.sessions
-            session = Session(received=batch.seq - 1 if is_old else 0)
+            is_full = len(self.sessions) >= MAX_SESSIONS
+            is_old = not is_first_heard and (is_full or not self.sessions)
+            session = Session(received=batch.seq - 1, outbox=batch.outbox) if is_old else Session()
         self.sessions[batch.session] = session
         session.received += 1
         if batch.seq > session.last_seq:

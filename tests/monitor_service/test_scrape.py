@@ -89,6 +89,19 @@ def test_numbers_of_a_run_are_where_they_belong(eventful: Any, clock: Any) -> No
     assert pending['kind="roll_back"'] == "0"
 
 
+def test_a_rollback_that_an_alert_ordered_with_a_token_counts_as_one_of_alerts(
+    monitor: Any, batch: Build
+) -> None:
+    monitor.register(project="night.shift_2")
+    monitor.send(batch(1, [1], loss=[1.0]))
+    order = {"kind": "roll_back", "reason": "Nonfinite", "issued_by": "alertmanager (token pager)"}
+    command = monitor.post("/api/v1/runs/demo/commands", json=order).json()["id"]
+    monitor.send(batch(2, events=[{"type": "command", "step": 1, "command": command, "state": "succeeded"}]))
+    counts = of_demo(monitor.get("/metrics").text, "rollbacks_total")
+    assert counts['trigger="alert",outcome="applied"'] == "1"
+    assert sum(map(float, counts.values())) == 1
+
+
 @pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
 def test_of_two_monitors_one_tells_the_runs_and_the_other_takes_over(
     serve: Any, batch: Build, until: Any

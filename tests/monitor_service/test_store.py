@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from monitor_service.errors import NotFound, StoreUnavailable
-from monitor_service.store import Store, open_engine
+from monitor_service.store import Store, _Job, _JobFailed, open_engine
 
 
 @pytest.fixture
@@ -47,6 +47,26 @@ def hold(store: Store) -> threading.Event:
     store.submit(wait)
     assert begun.wait(10)
     return go_on
+
+
+def test_work_that_fails_once_and_is_repeated_answers_what_the_repetition_gave(store: Store) -> None:
+    """As after a deadlock between two processes, when each piece of work is tried again alone."""
+    tries: list[int] = []
+
+    def work(connection: Connection) -> int:
+        tries.append(1)
+        if len(tries) == 1:
+            raise ValueError("not yet")
+        return len(tries)
+
+    job = _Job(work)
+    assert job.claim()
+    with store.engine.connect() as connection:
+        with pytest.raises(_JobFailed):
+            job.run(connection)
+        job.run(connection)
+    job.answer()
+    assert job.future.result(0) == 2
 
 
 def test_what_waits_together_is_committed_together(store: Store, commits: list[int]) -> None:

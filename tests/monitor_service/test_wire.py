@@ -50,6 +50,16 @@ def test_sessions_are_counted_apart_and_old_ones_forgotten() -> None:
     assert wire.missing == MAX_SESSIONS - 1
 
 
+def test_a_late_batch_of_a_forgotten_session_is_neither_a_gap_nor_a_loss() -> None:
+    wire = Wire()
+    take(wire, 1, session="first", dropped_steps=3)
+    for number in range(MAX_SESSIONS):
+        take(wire, 1, session=f"s{number}", is_first_heard=False)
+    take(wire, 7, session="first", is_first_heard=False, dropped_steps=3)
+    assert wire.missing == 0
+    assert wire.lost == {"steps": 3}
+
+
 def test_a_run_that_was_here_before_these_notes_has_no_gap_before_them() -> None:
     wire = Wire()
     take(wire, 500, is_first_heard=False)

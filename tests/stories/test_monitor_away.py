@@ -21,7 +21,9 @@ def assert_all_is_there_once(monitor: Any, trainer: Any, undisturbed: Any) -> No
     assert max(Counter(map(json.dumps, events)).values()) == 1
     told = [(event["checkpoint"], event["state"]) for event in events if event["type"] == "checkpoint"]
     assert told == trainer.checkpoint_changes()
-    others = [event["type"] for event in events if event["type"] != "checkpoint"]
+    drawn = [event for event in events if event["type"] == "picture"]
+    assert len(drawn) == sum(event["type"] == "picture" for event in undisturbed.events)
+    others = [event["type"] for event in events if event["type"] not in ("checkpoint", "picture")]
     assert others == ["attempt_started", "run_ended"]
     assert monitor.tell("/health")["status"] == "finished"
     assert monitor.tell(run="radio-7-first-stage")["status"] == "finished"

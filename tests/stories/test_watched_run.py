@@ -142,8 +142,8 @@ def test_the_metrics_count_what_happened(watched: Watched) -> None:
         ("run_attempt", "default", "demo"): 3,
         ("steps_total", "default", "demo"): STEPS + lost,
         ("rollback_lost_steps_total", "default", "demo"): lost,
-        ("rollbacks_total", "default", "demo", "guard"): 1,
-        ("rollbacks_total", "command", "default", "demo"): 1,
+        ("rollbacks_total", "applied", "default", "demo", "guard"): 1,
+        ("rollbacks_total", "applied", "default", "demo", "operator"): 1,
         ("skipped_steps_total", "default", "demo", "nonfinite_grad"): watched.summary.skipped_steps,
     }.items():
         assert counted[name] == count, name
