@@ -110,20 +110,21 @@ class Culprit:
     def accuse(self, batch: Batch, earlier: Mapping[str, Tensor] | None = None) -> Accusation:
         """Blame the weights if ``earlier`` ones (a healthy snapshot's, by name) are fine with the batch.
 
-        Otherwise the batch, with the places of its bad samples. ``unknown`` if the replay is finite: the
-        fault was none of model and batch. Costs one replay with hooks, one with the earlier weights, and
-        about 2 log2(B) for each bad sample.
+        Otherwise the batch, with the places of its bad samples, if some of it is good: where every sample is
+        bad by itself, a layer that none gets through is as likely, and nothing is said against the data.
+        ``unknown`` then, and if the replay is finite: the fault was none of model and batch. Costs one
+        replay with hooks, one with the earlier weights, and about 2 log2(B) for each bad sample.
         """
         suspect = self.find(batch)
         if suspect is None:
             return Accusation("unknown", None)
-        if earlier is None:
-            places = self.bad_samples(batch)
-            return Accusation("data" if 0 < len(places) < size_of(batch) else "unknown", suspect, places)
-        with self._borrowed(earlier):
-            if self.is_finite(batch):
+        with self._borrowed(earlier) if earlier is not None else nullcontext():
+            if earlier is not None and self.is_finite(batch):
                 return Accusation("weights", suspect)
-            return Accusation("data", suspect, self.bad_samples(batch))
+            places = self.bad_samples(batch)
+        if 0 < len(places) < max(size_of(batch), 2):
+            return Accusation("data", suspect, places)
+        return Accusation("unknown", suspect)
 
     def find(self, batch: Batch) -> Suspect | None:
         """The first module in execution order, forward and then backward, that gives what is not finite."""
