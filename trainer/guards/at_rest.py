@@ -141,7 +141,7 @@ class AtRest:
         if elements is None:
             elements = _ON_GPU if device.type == "cuda" else _ON_CPU
         chunks = [one for one in _chunks(watched) if one.memory.device == device] if elements else []
-        self._groups = list(_grouped(chunks, 4 * elements))
+        self._groups = list(_grouped(chunks, max(8, 4 * elements)))
 
     def _tell(self, view: StepView, one: _Compared) -> Finding:
         changes = list(_changes(one))

@@ -150,6 +150,10 @@ class Companion:
         """
         try:
             self._judge_arrived()
+            if (
+                not self._has_way_back and self.state.step
+            ):  # moments, without which no state is whole, are there
+                self._open_the_way_back()
             if self._has_way_back and self.recovery.is_due(self.state.step):
                 self.settle()
                 self.recovery.keep()
@@ -263,11 +267,16 @@ class Companion:
         self.reporter.applied([vitals], now - self._noted, max(self._begun - self._noted, 0.0))
         self._noted = now
         self.state.step += 1
-        if not self._has_way_back:  # a state without moments, which come with the first update, is not whole
+
+    def _open_the_way_back(self) -> None:
+        """The first snapshot: of a state that was judged, and that nothing speaks against."""
+        if self.is_sound():
             self._has_way_back = True
             self.recovery.begin()
 
     def _go_back_for(self, finding: Finding) -> None:
+        if not self._has_way_back:
+            raise RunStopped(f"corrupt before there was anything to go back to: {finding.message}")
         onset = self.recovery.kept_at
         self.incidents.alarm(
             self.state.step,

@@ -27,7 +27,7 @@ class TrainHealth(Callback):
         self.config = config
         self.companion: Companion | None = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         optimizer = _only_optimizer(trainer, pl_module)
         clip = _take_over_clipping(trainer)
         words = f"lightning {lightning.__version__}"
@@ -56,6 +56,8 @@ class TrainHealth(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert self.companion is not None
+        if self._is_begun:  # amid the pieces of an update nothing is judged, and nobody goes back
+            return
         self.companion.after_update()
         if self.companion.stop_reason is not None:
             trainer.should_stop = True
