@@ -134,7 +134,9 @@ def _to_login(scope: Scope, headers: Headers) -> Response | None:
     is_page = scope["method"] == "GET" and path != "/metrics" and not path.startswith("/api/")
     if not is_page or "text/html" not in headers.get("accept", ""):
         return None
-    return RedirectResponse(f"/login?next={quote(path, safe='/')}", 303)
+    query = scope["query_string"].decode("latin-1")
+    goal = f"{path}?{query}" if query else path
+    return RedirectResponse(f"/login?next={quote(goal, safe='/')}", 303)
 
 
 def _mark(headers: MutableHeaders, *, is_tls: bool) -> None:

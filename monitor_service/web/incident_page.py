@@ -1,5 +1,6 @@
 """What the page of one incident shows: what happened, who is to blame, what was done, what it cost."""
 
+import shlex
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -121,7 +122,9 @@ class IncidentPageView:
         folder = run.get("folder") if isinstance(run, dict) else None
         if isinstance(run, dict) and self.run.run == f"{run.get('name')}-first-stage":
             folder = f"{folder}/first-stage"
-        return f"python -m trainer replay {folder or 'RUN_FOLDER'}/{evidence}"
+        # both are what a trainer said, and somebody will paste this into a shell
+        path = f"{folder or 'RUN_FOLDER'}/{evidence}"
+        return f"python -m trainer replay {shlex.quote(path)}"
 
     @property
     def story(self) -> dict[str, Any]:

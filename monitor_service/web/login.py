@@ -14,7 +14,7 @@ from monitor_service.api.dependencies import Monitor, MonitorDep
 from monitor_service.api.guard import SESSION_COOKIE, address_of, principal_of
 from monitor_service.errors import NotAuthenticated
 from monitor_service.tokens import Scope
-from monitor_service.web.forms import page_with_form, read_form, set_cookie
+from monitor_service.web.forms import FORM_COOKIE, page_with_form, read_form, set_cookie
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -41,7 +41,10 @@ async def sign_in(request: Request, monitor: MonitorDep) -> Response:
     answer = RedirectResponse(goal, 303)
     if principal.token is not None:
         secret = await asyncio.to_thread(_open_session, monitor, principal)
-        set_cookie(answer, request, SESSION_COOKIE, secret, monitor.settings.session_hours * 3600)
+        lasts_s = monitor.settings.session_hours * 3600
+        set_cookie(answer, request, SESSION_COOKIE, secret, lasts_s)
+        # signing out is a form: it must work as long as the session does, after a restart of the browser too
+        set_cookie(answer, request, FORM_COOKIE, request.cookies[FORM_COOKIE], lasts_s)
     return answer
 
 

@@ -23,7 +23,9 @@ REASON_LENGTH = 500
 DEFAULT_NAME = "operator"
 
 router = APIRouter(
-    include_in_schema=False, default_response_class=HTMLResponse, dependencies=[needs(Scope.CONTROL)]
+    include_in_schema=False,
+    default_response_class=HTMLResponse,
+    dependencies=[needs(Scope.CONTROL), needs(Scope.READ)],
 )
 
 
@@ -46,6 +48,8 @@ async def order(request: Request, run: RunName, monitor: MonitorDep, principal: 
     """Order it, and lead back to the run, where its life can be followed."""
     fields = await read_form(request)
     kind, to_step = _kind(fields.get("kind", "")), _step(fields.get("to_step", ""))
+    if to_step is not None and kind is not CommandKind.ROLL_BACK:
+        raise wrong_query("to_step", str(to_step), "leave it out: it goes with roll_back only")
     reason, suggestion = fields.get("reason", "").strip()[:REASON_LENGTH], fields.get("suggestion", "")[:64]
     proposal = await asyncio.to_thread(_read, monitor, run, kind, to_step, suggestion)
     error, status = proposal.obstacle or "", 409

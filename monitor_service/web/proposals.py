@@ -46,6 +46,8 @@ class Proposal:
         stands = facts.judged.suggestion
         if obstacle is None and suggestion and (stands is None or stands.id != suggestion):
             obstacle = "What was suggested has passed; look how the run is now."
+        if obstacle is None and suggestion and (kind is not CommandKind.ROLL_BACK or to_step is not None):
+            obstacle = "A suggestion is a rollback to the newest good checkpoint; take it up as it is."
         accepted = stands if suggestion else None
         return cls(detail, kind, to_step, goal, facts.step_seconds, obstacle, accepted)
 

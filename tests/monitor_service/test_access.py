@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import timedelta
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,8 @@ def test_a_person_signs_in_looks_and_signs_out(serve: Any, make: Make) -> None:
     cookie = entered.headers["set-cookie"]
     assert all(word in cookie for word in ("HttpOnly", "SameSite=strict", "Path=/", "Max-Age=43200"))
     assert secret not in cookie
+    lasting = [one for one in entered.headers.get_list("set-cookie") if "Max-Age=43200" in one]
+    assert {one.partition("=")[0] for one in lasting} == {"trainhealth_session", "trainhealth_form"}
     fleet = served.get("/", headers=HTML)
     assert "Sign out" in fleet.text
     assert served.put("/api/v1/runs/demo", json=REGISTRATION).status_code == 403, "a session may not ingest"
@@ -294,6 +297,25 @@ def test_a_person_signs_in_looks_and_signs_out(serve: Any, make: Make) -> None:
     assert served.get("/", headers=HTML).status_code == 303, (
         "the server forgot the session, not only the browser"
     )
+
+
+def test_signing_in_leads_back_to_the_very_question(serve: Any, make: Make) -> None:
+    secret = make(*Scope)
+    served = serve()
+    served.put("/api/v1/runs/demo", json=REGISTRATION, headers=bearer(secret))
+    asked = "/runs/demo/order?kind=stop&to_step="
+    page = served.get(served.get(asked, headers=HTML).headers["location"])
+    goal = unescape(re.search(r'name="next" value="([^"]*)"', page.text)[1])  # type: ignore[index]
+    entered = served.post("/login", data=form(page.text, token=secret, next=goal))
+    assert entered.headers["location"] == asked
+
+
+def test_who_may_order_but_not_read_sees_no_order_s_page(serve: Any, make: Make) -> None:
+    blind = make("control")
+    served = serve()
+    refused = served.get("/runs/demo/order?kind=stop", headers={**HTML, **bearer(blind)})
+    assert refused.status_code == 403
+    assert "this needs read" in refused.text
 
 
 def test_who_may_only_read_gets_no_buttons_and_a_page_that_says_why(

@@ -28,6 +28,7 @@ function put(part, fresh) {
 
 async function renew() {
   const answer = await ask(location.href, { Accept: "text/html" });
+  if (answer.redirected) throw new NoAnswer(`${location.pathname}: signed out`);
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   for (const part of parts(fresh)) {
     const here = document.getElementById(part.id);

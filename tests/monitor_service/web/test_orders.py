@@ -63,6 +63,13 @@ def test_the_price_is_said_before(client: httpx.Client, run: Any) -> None:
     assert "20 steps are thrown away: about 1.6 s of training." in html
 
 
+def test_only_a_rollback_has_a_goal(client: httpx.Client, run: Any) -> None:
+    answer = order(client, "kind=stop", reason="why not", to_step="5")
+    assert answer.status_code == 422
+    assert "to_step" in answer.text
+    assert commands(client) == []
+
+
 @pytest.mark.parametrize(
     ("query", "words"),
     [
@@ -150,6 +157,10 @@ def test_a_suggestion_is_shown_with_its_price_and_taken_up(client: httpx.Client,
     shown = client.get(address[1].replace("&amp;", "&"))
     assert "The monitor suggests it, because" in shown.text
     assert "32 steps are thrown away" in shown.text
+    for other in ({"kind": "stop"}, {"to_step": "50"}):  # what is shown and what is ordered must be one thing
+        mixed = client.post("/runs/radio/order", data={**fields(shown.text), **other})
+        assert mixed.status_code == 409
+        assert "take it up as it is" in mixed.text
     answer = client.post("/runs/radio/order", data=fields(shown.text))
     assert answer.status_code == 303
     (command,) = commands(client)

