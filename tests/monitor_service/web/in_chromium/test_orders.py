@@ -76,7 +76,8 @@ def test_the_whole_way_is_open_to_the_keyboard(
     page.get_by_role("link", name="Save a checkpoint …").focus()
     page.keyboard.press("Enter")
     page.wait_for_url("**/order?kind=save_checkpoint")
-    page.keyboard.type("before the night")  # the field has the focus
+    watched.until("document.activeElement?.name === 'reason'")  # the field takes the focus by itself
+    page.keyboard.type("before the night")
     page.keyboard.press("Enter")
     page.wait_for_url("**/runs/radio?ordered=*")
     (command,) = client.get("/api/v1/runs/radio/commands").json()["items"]
