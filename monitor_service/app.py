@@ -32,6 +32,7 @@ from monitor_service.errors import StoreUnavailable
 from monitor_service.leading import Lead
 from monitor_service.metrics import Meters
 from monitor_service.newsroom import Newsroom
+from monitor_service.notices import Ear
 from monitor_service.scrape import Scraper
 from monitor_service.settings import Settings
 from monitor_service.store import Store, open_engine
@@ -88,11 +89,13 @@ def _build(settings: Settings, clock: Clock) -> Monitor:
     access_log = AccessLog(settings.access_log, clock)
     newsroom = Newsroom(store, settings.max_streams)
     bell = Bell()
+    ear = Ear(engine, bell)
     meters.queue.set_function(lambda: store.num_waiting)
     meters.leads.set_function(lambda: lead.is_ours)
+    meters.hears.set_function(lambda: ear.is_listening)
     meters.waiting.labels("longpoll").set_function(lambda: bell.num_listening)
     meters.waiting.labels("sse").set_function(lambda: newsroom.num_listening)
-    return Monitor(settings, clock, store, bell, meters, door, access_log, newsroom, lead, scraper)
+    return Monitor(settings, clock, store, bell, meters, door, access_log, newsroom, lead, scraper, ear)
 
 
 def _pushing(monitor: Monitor) -> list[asyncio.Task[None]]:
@@ -110,8 +113,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await asyncio.to_thread(monitor.lead.renew)
     watching = [
         asyncio.create_task(watchdog.keep_leading(monitor.lead, monitor.settings)),
+        asyncio.create_task(monitor.ear.keep_listening()),
         asyncio.create_task(watchdog.keep_looking(monitor.store, monitor.clock, monitor.settings)),
-        asyncio.create_task(watchdog.keep_ringing(monitor.store, monitor.bell, monitor.settings)),
+        asyncio.create_task(
+            watchdog.keep_ringing(monitor.store, monitor.bell, monitor.settings, monitor.ear)
+        ),
         asyncio.create_task(watchdog.keep_upkeep(monitor.store, monitor.clock, monitor.settings)),
         *_pushing(monitor),
     ]

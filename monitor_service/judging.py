@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, insert, update
 
-from monitor_service import commands, policy, rulebook, tables
+from monitor_service import commands, notices, policy, rulebook, tables
 from monitor_service.concerns import Judgement, Suggestion
 from monitor_service.errors import StoreUnavailable
 from monitor_service.facts import Facts, Unanswered
@@ -98,6 +98,7 @@ def order(
     """Order a command; the caller stores the facts. Raises Conflict."""
     command = commands.order(connection, run.id, facts.attempt, request, now)
     facts.unanswered = facts.unanswered or Unanswered.of(command)
+    notices.tell(connection, run.name)
     log.info("run %s: %s ordered by %s: %s", run.name, command.kind, command.issued_by, command.reason)
     return command
 

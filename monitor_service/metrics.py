@@ -149,6 +149,11 @@ class Meters:
         self.leads = Gauge(
             "trainhealth_metrics_leader", "1 if this monitor tells the runs' series.", registry=registry
         )
+        self.hears = Gauge(
+            "trainhealth_orders_heard",
+            "1 if orders given at other monitors are heard of at once, 0 if they are looked for.",
+            registry=registry,
+        )
         build = Gauge("trainhealth_build_info", "What runs here.", ["version", "python"], registry=registry)
         build.labels(_version(), platform.python_version()).set(1)
 

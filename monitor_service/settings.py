@@ -248,7 +248,10 @@ class Settings(FromEnvironment, RunRules, AccessConfig, StorageConfig):
     )
     watchdog_interval_s: float = Field(2.0, gt=0, description="Pause between looks at silent runs, seconds.")
     command_poll_s: float = Field(
-        0.1, gt=0, description="Pause between looks for commands that another process ordered, seconds."
+        0.1,
+        gt=0,
+        description="Pause between looks for commands that another process ordered, seconds; ten times "
+        "as long while PostgreSQL tells of them.",
     )
     alertmanager_url: str = Field(
         "",

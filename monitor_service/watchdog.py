@@ -12,11 +12,15 @@ from monitor_service import commands, judging, runs, tables, upkeep
 from monitor_service.bell import Bell
 from monitor_service.health import OVER
 from monitor_service.leading import Lead
+from monitor_service.notices import Ear
 from monitor_service.settings import Settings
 from monitor_service.store import Store
 from shared.commands import CommandState
 
 log = logging.getLogger(__name__)
+
+SELDOM = 10
+"""A look for orders is so much rarer while PostgreSQL tells of them."""
 
 
 def look_once(
@@ -58,10 +62,10 @@ async def keep_looking(store: Store, clock: Callable[[], datetime], settings: Se
         await _survive("watchdog", lambda: look_once(store, clock(), settings, listening_since))
 
 
-async def keep_ringing(store: Store, bell: Bell, settings: Settings) -> None:
-    """``ring_for_new_commands`` for ever, while anybody waits."""
+async def keep_ringing(store: Store, bell: Bell, settings: Settings, ear: Ear) -> None:
+    """``ring_for_new_commands`` for ever, while anybody waits; seldom while orders are heard of anyway."""
     while True:
-        await asyncio.sleep(settings.command_poll_s)
+        await asyncio.sleep(settings.command_poll_s * (SELDOM if ear.is_listening else 1))
         if bell.is_listened_to:
             await _survive("command poll", lambda: ring_for_new_commands(store, bell))
 

@@ -15,6 +15,7 @@ from monitor_service.bell import Bell
 from monitor_service.leading import Lead
 from monitor_service.metrics import Meters
 from monitor_service.newsroom import Newsroom
+from monitor_service.notices import Ear
 from monitor_service.scrape import Scraper
 from monitor_service.settings import Settings
 from monitor_service.store import Store
@@ -37,6 +38,7 @@ class Monitor:
     newsroom: Newsroom
     lead: Lead
     scraper: Scraper
+    ear: Ear
     long_work: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     """Threads for what takes seconds, so that it takes none from the watchdog and the short questions."""
 
