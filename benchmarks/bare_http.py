@@ -107,6 +107,10 @@ class Server:
                 raise RuntimeError(f"no server: {self._log.read_text()[-2000:]}")
             time.sleep(0.1)
 
+    def memory_mib(self) -> float:
+        """Memory of its processes; what several share counts once."""
+        return sum(map(_pss_kib, _group(self._process.pid))) / 1024
+
     def cpu_s(self) -> float:
         """Processor seconds of all its processes so far."""
         return sum(_cpu_s(pid) for pid in _group(self._process.pid))
@@ -131,6 +135,14 @@ def _group(leader: int) -> list[int]:
             except ProcessLookupError:
                 continue
     return found
+
+
+def _pss_kib(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def _cpu_s(pid: int) -> float:

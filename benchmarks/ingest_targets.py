@@ -57,11 +57,15 @@ class Ours:
     def start(self, folder: Path) -> Server:
         port = free_port()
         command = [sys.executable, "-m", "monitor_service", "serve", "--port", str(port)]
-        url = f"sqlite:///{folder / self.name}.db"
+        url = f"sqlite:///{self.file(folder)}"
         environment = {"TRAINHEALTH_DATABASE_URL": url, **self._settings}
         server = Server(command, port, folder / f"{self.name}.log", **environment)
         server.wait_until("/healthz")
         return server
+
+    def file(self, folder: Path) -> Path:
+        """Its database, unless a setting names another."""
+        return folder / f"{self.name}.db"
 
     def new_run(self, port: int) -> str:
         run = f"run-{uuid4().hex[:12]}"

@@ -1,7 +1,7 @@
 """Reads the points of stored series: from blocks, and from the batches that are not compacted yet."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,16 +61,21 @@ def gather(
     Blocks that fit into one range are told by their headers; only the others are unpacked.
     """
     _refuse_unknown(run, names)
-    parts: dict[str, list[Headers]] = {name: [np.empty(0, HEADER)] for name in names}
+    headers: dict[str, list[Headers]] = {name: [np.empty(0, HEADER)] for name in names}
+    single: dict[str, list[Points]] = {name: [] for name in names}
     looked = []
     for stretch in _stretches(connection, run.id, attempt, from_step, to_step):
         stored = _Stored(connection, run.id, names, stretch)
         looked.append(_Look(stored, stored.touched(), merge(stored.batches()), stored.headers()))
     width = _width([look.ends(name) for look in looked for name in names], buckets)
     for look in looked:
-        for name, headers in look.told(width).items():
-            parts[name].append(headers)
-    return {name: series.gather(np.concatenate(some), buckets) for name, some in parts.items()}
+        rows, ids = look.unpacked(width)
+        for name in names:
+            headers[name].append(look.whole(name, ids))
+            single[name].append(rows.points(name, look.stored.stretch.attempt))
+    return {
+        name: series.gather(np.concatenate(headers[name]), chain(single[name]), buckets) for name in names
+    }
 
 
 def _refuse_unknown(run: Row[Any], names: Sequence[str]) -> None:
@@ -203,27 +208,30 @@ class _Look:
         last = max([*headers["last_step"].tolist(), *steps[-1:].tolist()])
         return max(first, stretch.first), last if stretch.last is None else min(last, stretch.last)
 
-    def told(self, width: int) -> dict[str, Headers]:
-        """For each series headers of whole blocks, and of single points where blocks are unpacked."""
-        unpacked = [block for block in self.blocks if self._must_unpack(block, width)]
-        stretch, ids = self.stored.stretch, {block.id for block in unpacked}
-        rows = merge([*self.stored.load(unpacked), self.tail]).within(stretch.first, stretch.last)
-        found = {}
-        for name, headers in self.headers.items():
-            whole = _as_array(header for id_, header in headers.items() if id_ not in ids)
-            points = rows.points(name, stretch.attempt)
-            found[name] = np.concatenate([whole, series.as_headers(points)])
-        return found
+    def whole(self, name: str, without: Collection[int]) -> Headers:
+        """The headers of a series' chunks, but for those of some blocks."""
+        return _as_array([header for id_, header in self.headers[name].items() if id_ not in without])
+
+    def unpacked(self, width: int) -> tuple[Rows, Collection[int]]:
+        """The rows that are told one by one, and the blocks that some of them are from."""
+        stretch = self.stored.stretch
+        some = [block for block in self.blocks if self._must_unpack(block, width)]
+        rows = merge([*self.stored.load(some), self.tail]).within(stretch.first, stretch.last)
+        return rows, {block.id for block in some}
 
     def _must_unpack(self, block: Row[Any], width: int) -> bool:
         """It is wider than a range, cut by the stretch, or mixed with batches that came late."""
-        stretch = self.stored.stretch
-        is_cut = block.first_step < stretch.first or (
-            stretch.last is not None and block.last_step > stretch.last
-        )
-        is_wide = block.last_step - block.first_step + 1 > width
-        begin, end = np.searchsorted(self.tail.step, [block.first_step, block.last_step + 1])
-        return bool(block.is_kept and (is_cut or is_wide or begin < end))
+        if not block.is_kept:
+            return False
+        stretch, tail = self.stored.stretch, self.tail.step
+        if block.last_step - block.first_step + 1 > width or block.first_step < stretch.first:
+            return True
+        if stretch.last is not None and block.last_step > stretch.last:
+            return True
+        if not len(tail) or block.last_step < tail[0]:
+            return False
+        begin, end = np.searchsorted(tail, [block.first_step, block.last_step + 1])
+        return bool(begin < end)
 
 
 def _as_array(headers: Iterable[bytes]) -> Headers:

@@ -76,7 +76,9 @@ class Rows:
         if name not in self.series:
             return no_points()
         one = self.series[name]
-        step, time, value = self.step[one.is_there], self.time[one.is_there], one.value[one.is_there]
+        step, time, value = self.step, self.time, one.value
+        if not one.is_there.all():
+            step, time, value = step[one.is_there], time[one.is_there], value[one.is_there]
         return Points(np.full(len(step), attempt), step, time, value)
 
 

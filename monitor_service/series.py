@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from monitor_service.blocks import HEADER, NONFINITE, Headers
 from monitor_service.rows import Floats, Ints, Points, Rows, Values
@@ -135,51 +136,63 @@ class Buckets:
     nonfinite: Ints
 
 
-def as_headers(points: Points) -> Headers:
-    """Each point as the header of a chunk that holds nothing else."""
-    headers = np.zeros(len(points.step), HEADER)
-    is_finite = np.isfinite(points.value)
-    headers["first_step"] = headers["last_step"] = points.step
-    headers["min"] = headers["max"] = np.where(is_finite, points.value, np.nan)
-    headers["last"] = points.value
-    headers["count"] = 1
-    headers["nan"] = ~is_finite  # a bucket tells the sum of the three only
-    return headers
-
-
-def bucket_width(headers: Headers, buckets: int) -> int:
-    """Steps in each of at most ``buckets`` equal ranges over all of ``headers``, which are not empty."""
-    first, last = int(headers["first_step"].min()), int(headers["last_step"].max())
-    return -(-(last - first + 1) // buckets)
-
-
-def gather(headers: Headers, buckets: int) -> Buckets:
+def gather(headers: Headers, points: Points, buckets: int) -> Buckets:
     """At most ``buckets`` ranges of equally many steps; empty ones are left out.
 
     A chunk belongs to the range that its first step is in: where it reaches beyond, the edge moves with it.
     Single points never do.
+
+    Args:
+        headers: of chunks that are told whole.
+        points: what lies between them, sorted by step.
     """
-    if not len(headers):
+    if not len(headers) and not len(points.step):
         nothing, empty = np.empty(0, np.int64), np.empty(0)
         return Buckets(nothing, nothing, empty, empty, empty, nothing, nothing)
+    first = min(one.min() for one in (headers["first_step"], points.step) if len(one))
+    last = max(one.max() for one in (headers["last_step"], points.step) if len(one))
+    width = -(-(int(last) - int(first) + 1) // buckets)
+    headers = np.concatenate([headers, _cells(points, headers["first_step"], first, width)])
     headers = headers[np.argsort(headers["first_step"], kind="stable")]
-    width = bucket_width(headers, buckets)
-    first, last = int(headers["first_step"][0]), int(headers["last_step"].max())
     bucket = (headers["first_step"] - first) // width
     begins = np.flatnonzero(np.diff(bucket, prepend=-1))
-    low, high = (np.fmin.reduceat(headers["min"], begins), np.fmax.reduceat(headers["max"], begins))
-    count = np.add.reduceat(headers["count"].astype(np.int64), begins)
-    nonfinite = sum(headers[kind].astype(np.int64) for kind in NONFINITE)
     step_from = first + bucket[begins] * width
     step_to = np.minimum(step_from + (width - 1), last)
     step_to = np.maximum(step_to, np.maximum.reduceat(headers["last_step"], begins))
     step_from[1:] = np.maximum(step_from[1:], step_to[:-1] + 1)
+    nonfinite = sum(headers[kind].astype(np.int64) for kind in NONFINITE)
     return Buckets(
         step_from=step_from,
         step_to=step_to,
-        min=low,
-        max=high,
-        last=headers["last"][np.append(begins[1:], len(headers)) - 1],
-        count=count,
+        min=np.fmin.reduceat(headers["min"], begins),
+        max=np.fmax.reduceat(headers["max"], begins),
+        last=headers["last"][_ends(begins, len(headers))],
+        count=np.add.reduceat(headers["count"].astype(np.int64), begins),
         nonfinite=np.add.reduceat(nonfinite, begins),
     )
+
+
+def _cells(points: Points, chunks: Ints, first: int, width: int) -> Headers:
+    """Points as headers of chunks that cross no border of a range, and no first step of ``chunks``."""
+    step = points.step
+    if not len(step):
+        return np.empty(0, HEADER)
+    is_begin = np.diff((step - first) // width, prepend=-1) != 0
+    places = np.searchsorted(step, chunks)
+    is_begin[places[places < len(step)]] = True
+    begins = np.flatnonzero(is_begin)
+    ends = _ends(begins, len(step))
+    is_finite = np.isfinite(points.value)
+    finite = np.where(is_finite, points.value, np.nan)
+    cells = np.zeros(len(begins), HEADER)
+    cells["first_step"], cells["last_step"] = step[begins], step[ends]
+    cells["min"], cells["max"] = np.fmin.reduceat(finite, begins), np.fmax.reduceat(finite, begins)
+    cells["last"] = points.value[ends]
+    cells["count"] = ends - begins + 1
+    cells["nan"] = np.add.reduceat(~is_finite, begins, dtype=np.int64)  # only the sum of the three is told
+    return cells
+
+
+def _ends(begins: NDArray[np.intp], count: int) -> NDArray[np.intp]:
+    """The last place of each stretch."""
+    return np.append(begins[1:], count) - 1

@@ -22,7 +22,7 @@ INTEGERS = frozenset({"attempt", "step", "step_from", "step_to", "count", "nonfi
 
 _LENGTH = struct.Struct("<I")
 
-Column = Sequence[int] | Sequence[float | None]
+Column = Sequence[int] | Sequence[float | None] | NDArray[Any]
 Table = Mapping[str, Column]
 """Columns of one series by name, all of one length."""
 
@@ -59,6 +59,8 @@ def as_bytes(run: str, attempt: str, series: Mapping[str, Table]) -> bytes:
 
 
 def _array(column: Column, kind: str) -> NDArray[Any]:
+    if isinstance(column, np.ndarray):
+        return column.astype(kind, copy=False)
     return np.array([math.nan if value is None else value for value in column], kind)
 
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from monitor_service.blocks import HEADER, header_of
 from monitor_service.rows import Points, Rows, Values, merge
-from monitor_service.series import Buckets, as_headers, effective_stretches, gather, pack, unpack
+from monitor_service.series import Buckets, effective_stretches, gather, pack, unpack
 from shared.exchange import Columns
 
 QUIET = settings(max_examples=50, deadline=None)
@@ -89,6 +90,9 @@ def test_each_step_belongs_to_the_highest_attempt_that_begins_at_or_before_it(st
     assert seen == slowly
 
 
+NO_CHUNKS = np.empty(0, HEADER)
+
+
 def slow_buckets(some: Points, buckets: int) -> list[tuple[float, ...]]:
     """The same in plain Python: a bucket at a time, a point at a time."""
     first, last = int(some.step[0]), int(some.step[-1])
@@ -117,7 +121,32 @@ def rows_of(buckets: Buckets) -> list[tuple[float, ...]]:
 def test_buckets_agree_with_the_slow_way(values: dict[int, float], buckets: int) -> None:
     steps = sorted(values)
     some = points(steps, [values[step] for step in steps])
-    assert shown(rows_of(gather(as_headers(some), buckets))) == shown(slow_buckets(some, buckets))
+    assert shown(rows_of(gather(NO_CHUNKS, some, buckets))) == shown(slow_buckets(some, buckets))
+
+
+@QUIET
+@given(
+    st.dictionaries(st.integers(0, 60), st.floats(width=32), min_size=2, max_size=60),
+    st.sets(st.integers(1, 59), max_size=8),
+    st.sets(st.integers(0, 8)),
+    st.integers(1, 20),
+)
+def test_points_between_chunks_are_gathered_as_if_each_were_a_chunk(
+    values: dict[int, float], cuts: set[int], whole: set[int], buckets: int
+) -> None:
+    steps = np.array(sorted(values))
+    value = np.array([values[step] for step in steps])
+    chunks, single, alone = [], [], []
+    for number, places in enumerate(np.split(np.arange(len(steps)), sorted(cuts))):
+        if len(places) and number in whole:
+            chunks.append(header_of(steps[places], steps[places].astype(float), value[places]))
+        else:
+            single += places.tolist()
+            alone += [header_of(steps[[p]], steps[[p]].astype(float), value[[p]]) for p in places]
+    headers = np.frombuffer(b"".join(chunks), HEADER)
+    one_by_one = np.frombuffer(b"".join([*chunks, *alone]), HEADER)
+    mixed = gather(headers, points(steps[single].tolist(), value[single].tolist()), buckets)
+    assert shown(rows_of(mixed)) == shown(rows_of(gather(one_by_one, points([], []), buckets)))
 
 
 def shown(rows: list[tuple[float, ...]]) -> list[list[str]]:
@@ -127,5 +156,5 @@ def shown(rows: list[tuple[float, ...]]) -> list[list[str]]:
 
 @pytest.mark.parametrize("steps", [[], [7], [0, 2**53 + 1]])
 def test_buckets_of_hardly_any_points_lose_none(steps: list[int]) -> None:
-    gathered = gather(as_headers(points(steps, [1.0] * len(steps))), 1000)
+    gathered = gather(NO_CHUNKS, points(steps, [1.0] * len(steps)), 1000)
     assert gathered.count.sum() == len(steps)
