@@ -7,6 +7,7 @@ comparison a step, and the device nothing.
 
 import math
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,10 +55,10 @@ class HeldModes:
         return [*self._put_modes_back(), *self._put_wishes_back()]
 
     def _modes(self) -> list[bool]:
-        return [module.training for module in self._modules.values()]
+        return list(map(attrgetter("training"), self._modules.values()))
 
     def _wishes(self) -> list[bool]:
-        return [parameter.requires_grad for parameter in self._parameters.values()]
+        return list(map(attrgetter("requires_grad"), self._parameters.values()))
 
     def _put_modes_back(self) -> Iterator[str]:
         for held, mode in ((True, "training"), (False, "evaluation")):

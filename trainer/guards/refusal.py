@@ -69,24 +69,35 @@ class Shadow:
     def __init__(self, buffers: Sequence[Tensor]) -> None:
         groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
         for buffer in buffers:
-            groups.setdefault((buffer.dtype, buffer.device), []).append(buffer)
-        self._groups = [(group, _flat(group)) for group in groups.values()]
+            groups.setdefault((buffer.dtype, buffer.device), []).append(buffer.detach())
+        self._groups = [_Group(group) for group in groups.values()]
 
     def take(self) -> None:
         """Copy the buffers as they are now."""
-        for buffers, copy in self._groups:
-            torch.cat([buffer.detach().reshape(-1) for buffer in buffers], out=copy)
+        for group in self._groups:
+            group.flatten(group.copy)
 
     def put_back(self, refused: Tensor) -> None:
         """Write the copy into the buffers if ``refused`` (bool scalar on the device); else change nothing."""
-        for buffers, copy in self._groups:
-            chosen = torch.where(refused, copy, _flat(buffers))
-            pieces = torch.split(chosen, [buffer.numel() for buffer in buffers])
-            torch._foreach_copy_(buffers, [p.view(b.shape) for p, b in zip(pieces, buffers, strict=True)])
+        for group in self._groups:
+            group.flatten(group.chosen)
+            torch.where(refused, group.copy, group.chosen, out=group.chosen)
+            torch._foreach_copy_(group.buffers, group.views)
 
 
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+class _Group:
+    """Buffers of one dtype and device; room for a flat copy, and for what is chosen, seen as the buffers."""
+
+    def __init__(self, buffers: list[Tensor]) -> None:
+        self.buffers = buffers
+        sizes = [buffer.numel() for buffer in buffers]
+        self.copy, self.chosen = (buffers[0].new_zeros(sum(sizes)) for _ in range(2))
+        pieces = torch.split(self.chosen, sizes)
+        self.views = [piece.view(buffer.shape) for piece, buffer in zip(pieces, buffers, strict=True)]
+        self.flatten(self.copy)
+
+    def flatten(self, into: Tensor) -> None:
+        torch.cat([buffer.reshape(-1) for buffer in self.buffers], out=into)
 
 
 def ema_update(ema: list[Tensor], live: list[Tensor], weight: Tensor | float, refused: Tensor) -> None:
