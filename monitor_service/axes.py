@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from monitor_service.blocks import Headers
 from monitor_service.rows import Bools, Floats, Ints, Points
+from monitor_service.series import columns_of, pooled
 
 
 def by_time(points: Points, from_time: float | None, to_time: float | None) -> Points:
@@ -91,5 +93,7 @@ class StepGrid:
         width = -(-(last - first + 1) // buckets)
         return cls(first, width, -(-(last - first + 1) // width))
 
-    def gather(self, points: Points) -> Cells:
-        return gather_cells((points.step - self.first) // self.width, points.value)
+    def gather(self, headers: Headers, points: Points) -> Cells:
+        """Gather blocks and points; a block counts for the cell of its first step, wherever it ends."""
+        index, pools = pooled(headers, points, self.first, self.width)
+        return Cells(index, *columns_of(pools))

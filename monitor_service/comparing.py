@@ -1,7 +1,7 @@
 """Runs side by side: their series on one grid of steps, and in what they differ."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from monitor_service import points
 from monitor_service.axes import StepGrid
+from monitor_service.blocks import Headers
 from monitor_service.errors import NotFound
 from monitor_service.queries import run_row, summary
 from monitor_service.rows import Points
@@ -51,26 +52,27 @@ class Comparison(Message):
 def compare(connection: Connection, runs: Sequence[str], names: Sequence[str], buckets: int) -> Comparison:
     """Compare the effective series of some runs in at most ``buckets`` cells.
 
+    Blocks that fit into a cell are told by their headers, and count for the cell that they begin in. So of a
+    run no more points are unpacked than the cells have blocks, however long it is.
+
     Raises:
         NotFound: no such run, or none of them ever sent such a series.
     """
     rows = [run_row(connection, run) for run in runs]
-    found: dict[str, dict[str, Points]] = {name: {} for name in names}
-    for row in rows:
-        sent = [name for name in names if name in json.loads(row.series_names)]
-        for name, some in points.read(connection, row, sent, points.EFFECTIVE, None, None).items():
-            found[name][row.name] = some
-    missing = [name for name, by_run in found.items() if not by_run]
+    sent = {row.name: [name for name in names if name in json.loads(row.series_names)] for row in rows}
+    missing = [name for name in names if not any(name in some for some in sent.values())]
     if missing:
         raise NotFound(f"none of the runs has series {', '.join(missing)}")
-    grid = _grid([some for by_run in found.values() for some in by_run.values()], buckets)
+    outlines = {row.name: points.Outline.read(connection, row, sent[row.name]) for row in rows}
+    grid = _grid([outline.ends for outline in outlines.values()], buckets)
+    parts = {run: outline.told(grid.width) for run, outline in outlines.items()}
     return Comparison.model_construct(
         runs=[RunSummary(**summary(row)) for row in rows],
         differences=differences({row.name: json.loads(row.config) for row in rows}),
         grid=_told(grid),
         series={
-            name: {run: _columns(grid, some) for run, some in by_run.items()}
-            for name, by_run in found.items()
+            name: {run: _columns(grid, *told[name]) for run, told in parts.items() if name in told}
+            for name in names
         },
     )
 
@@ -95,9 +97,11 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def _grid(parts: Sequence[Points], buckets: int) -> StepGrid:
-    steps = [int(step) for some in parts for step in (some.step[:1].tolist() + some.step[-1:].tolist())]
-    return StepGrid.over(min(steps), max(steps), buckets) if steps else StepGrid(0, 1, 0)
+def _grid(ends: Iterable[tuple[int, int] | None], buckets: int) -> StepGrid:
+    known = [one for one in ends if one is not None]
+    if not known:
+        return StepGrid(0, 1, 0)
+    return StepGrid.over(min(first for first, _ in known), max(last for _, last in known), buckets)
 
 
 def _told(grid: StepGrid) -> Grid:
@@ -105,6 +109,6 @@ def _told(grid: StepGrid) -> Grid:
     return Grid(step_from=begins, step_to=[begin + grid.width - 1 for begin in begins])
 
 
-def _columns(grid: StepGrid, some: Points) -> ComparedColumns:
-    cells = grid.gather(some)
+def _columns(grid: StepGrid, headers: Headers, single: Points) -> ComparedColumns:
+    cells = grid.gather(headers, single)
     return ComparedColumns.model_construct(cell=cells.index.tolist(), **cell_columns(cells))

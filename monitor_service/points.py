@@ -60,22 +60,9 @@ def gather(
 
     Blocks that fit into one range are told by their headers; only the others are unpacked.
     """
-    _refuse_unknown(run, names)
-    headers: dict[str, list[Headers]] = {name: [np.empty(0, HEADER)] for name in names}
-    single: dict[str, list[Points]] = {name: [] for name in names}
-    looked = []
-    for stretch in _stretches(connection, run.id, attempt, from_step, to_step):
-        stored = _Stored(connection, run.id, names, stretch)
-        looked.append(_Look(stored, stored.touched(), merge(stored.batches()), stored.headers()))
-    width = _width([look.ends(name) for look in looked for name in names], buckets)
-    for look in looked:
-        rows, ids = look.unpacked(width)
-        for name in names:
-            headers[name].append(look.whole(name, ids))
-            single[name].append(rows.points(name, look.stored.stretch.attempt))
-    return {
-        name: series.gather(np.concatenate(headers[name]), chain(single[name]), buckets) for name in names
-    }
+    outline = Outline.read(connection, run, names, attempt, from_step, to_step)
+    told = outline.told(_width(outline.ends, buckets))
+    return {name: series.gather(headers, single, buckets) for name, (headers, single) in told.items()}
 
 
 def _refuse_unknown(run: Row[Any], names: Sequence[str]) -> None:
@@ -234,14 +221,54 @@ class _Look:
         return bool(begin < end)
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What is stored of some series of one run, before it is decided which blocks are unpacked."""
+
+    names: Sequence[str]
+    _looks: Sequence[_Look]
+
+    @classmethod
+    def read(
+        cls,
+        connection: Connection,
+        run: Row[Any],
+        names: Sequence[str],
+        attempt: str = EFFECTIVE,
+        from_step: int | None = None,
+        to_step: int | None = None,
+    ) -> "Outline":
+        """Headers, and batches that are not compacted yet; arguments and errors as of ``read`` above."""
+        _refuse_unknown(run, names)
+        looks = []
+        for stretch in _stretches(connection, run.id, attempt, from_step, to_step):
+            stored = _Stored(connection, run.id, names, stretch)
+            looks.append(_Look(stored, stored.touched(), merge(stored.batches()), stored.headers()))
+        return cls(names, looks)
+
+    @property
+    def ends(self) -> tuple[int, int] | None:
+        """First and last step of all the series together."""
+        found = [look.ends(name) for look in self._looks for name in self.names]
+        known = [one for one in found if one is not None]
+        return (min(first for first, _ in known), max(last for _, last in known)) if known else None
+
+    def told(self, width: int) -> dict[str, tuple[Headers, Points]]:
+        """Of each series: the headers of blocks of at most ``width`` steps, and the points of the others."""
+        headers: dict[str, list[Headers]] = {name: [np.empty(0, HEADER)] for name in self.names}
+        single: dict[str, list[Points]] = {name: [] for name in self.names}
+        for look in self._looks:
+            rows, ids = look.unpacked(width)
+            for name in self.names:
+                headers[name].append(look.whole(name, ids))
+                single[name].append(rows.points(name, look.stored.stretch.attempt))
+        return {name: (np.concatenate(headers[name]), chain(single[name])) for name in self.names}
+
+
 def _as_array(headers: Iterable[bytes]) -> Headers:
     return np.frombuffer(b"".join(headers), HEADER)
 
 
-def _width(ends: Iterable[tuple[int, int] | None], buckets: int) -> int:
+def _width(ends: tuple[int, int] | None, buckets: int) -> int:
     """Steps in a range, over all that was asked for."""
-    known = [one for one in ends if one is not None]
-    if not known:
-        return 1
-    first, last = min(first for first, _ in known), max(last for _, last in known)
-    return -(-(last - first + 1) // buckets)
+    return 1 if ends is None else -(-(ends[1] - ends[0] + 1) // buckets)

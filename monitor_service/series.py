@@ -149,27 +149,42 @@ def gather(headers: Headers, points: Points, buckets: int) -> Buckets:
     if not len(headers) and not len(points.step):
         nothing, empty = np.empty(0, np.int64), np.empty(0)
         return Buckets(nothing, nothing, empty, empty, empty, nothing, nothing)
-    first = min(one.min() for one in (headers["first_step"], points.step) if len(one))
-    last = max(one.max() for one in (headers["last_step"], points.step) if len(one))
-    width = -(-(int(last) - int(first) + 1) // buckets)
+    first = min(int(one.min()) for one in (headers["first_step"], points.step) if len(one))
+    last = max(int(one.max()) for one in (headers["last_step"], points.step) if len(one))
+    width = -(-(last - first + 1) // buckets)
+    index, pools = pooled(headers, points, first, width)
+    step_from = first + index * width
+    step_to = np.maximum(np.minimum(step_from + (width - 1), last), pools["last_step"])
+    step_from[1:] = np.maximum(step_from[1:], step_to[:-1] + 1)
+    return Buckets(step_from, step_to, *columns_of(pools))
+
+
+def pooled(headers: Headers, points: Points, first: int, width: int) -> tuple[Ints, Headers]:
+    """Ranges of ``width`` steps from ``first`` on that hold something: their numbers, and a header for each.
+
+    In it ``nan`` counts whatever is not finite; ``first_time``, ``last_time`` and ``sum`` say nothing.
+    """
     headers = np.concatenate([headers, _cells(points, headers["first_step"], first, width)])
     headers = headers[np.argsort(headers["first_step"], kind="stable")]
-    bucket = (headers["first_step"] - first) // width
-    begins = np.flatnonzero(np.diff(bucket, prepend=-1))
-    step_from = first + bucket[begins] * width
-    step_to = np.minimum(step_from + (width - 1), last)
-    step_to = np.maximum(step_to, np.maximum.reduceat(headers["last_step"], begins))
-    step_from[1:] = np.maximum(step_from[1:], step_to[:-1] + 1)
-    nonfinite = sum(headers[kind].astype(np.int64) for kind in NONFINITE)
-    return Buckets(
-        step_from=step_from,
-        step_to=step_to,
-        min=np.fmin.reduceat(headers["min"], begins),
-        max=np.fmax.reduceat(headers["max"], begins),
-        last=headers["last"][_ends(begins, len(headers))],
-        count=np.add.reduceat(headers["count"].astype(np.int64), begins),
-        nonfinite=np.add.reduceat(nonfinite, begins),
-    )
+    index = np.maximum(headers["first_step"] - first, 0) // width
+    begins = np.flatnonzero(np.diff(index, prepend=-1))
+    pools = np.zeros(len(begins), HEADER)
+    if len(begins):
+        pools["first_step"] = headers["first_step"][begins]
+        pools["last_step"] = np.maximum.reduceat(headers["last_step"], begins)
+        pools["min"] = np.fmin.reduceat(headers["min"], begins)
+        pools["max"] = np.fmax.reduceat(headers["max"], begins)
+        pools["last"] = headers["last"][_ends(begins, len(headers))]
+        pools["count"] = np.add.reduceat(headers["count"].astype(np.int64), begins)
+        nonfinite = sum(headers[kind].astype(np.int64) for kind in NONFINITE)
+        pools["nan"] = np.add.reduceat(nonfinite, begins)
+    return index[begins], pools
+
+
+def columns_of(pools: Headers) -> tuple[Floats, Floats, Floats, Ints, Ints]:
+    """``min``, ``max``, ``last``, ``count`` and ``nonfinite`` of what ``pooled`` found."""
+    count, nonfinite = pools["count"].astype(np.int64), pools["nan"].astype(np.int64)
+    return pools["min"], pools["max"], pools["last"], count, nonfinite
 
 
 def _cells(points: Points, chunks: Ints, first: int, width: int) -> Headers:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select
 
-from monitor_service import compaction, ledger, queries, runs, tables
+from monitor_service import blocks, compaction, comparing, ledger, queries, runs, tables
 from monitor_service.compaction import Group, compact, due
 from monitor_service.errors import Conflict
 from monitor_service.runs import Incoming
@@ -186,6 +186,37 @@ def test_many_buckets_of_many_points_agree_with_the_points(kept: Kept) -> None:
             finite = [v for v in inside if math.isfinite(v)]
             found = (told.min[number], told.max[number], told.count[number], told.nonfinite[number])
             assert found == (min(finite), max(finite), len(inside), len(inside) - len(finite))
+
+
+def test_runs_side_by_side_are_told_by_headers_and_only_blocks_wider_than_a_cell_are_unpacked(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"demo": [math.sin(s) for s in range(30_000)], "other": [math.cos(s) for s in range(20_500)]}
+    kept.run("other")
+    for run, own in values.items():
+        for seq in range(0, len(own), 10_000):
+            some = own[seq : seq + 10_000]
+            kept.send(seq + 1, range(seq, seq + len(some)), run=run, loss=some)
+    kept.compact()
+    unpacked = []
+    real = blocks.unpack_axis
+    monkeypatch.setattr(blocks, "unpack_axis", lambda payload: unpacked.append(payload) or real(payload))
+
+    def compare(cells: int) -> Any:
+        with kept.store.reading() as connection:
+            return comparing.compare(connection, ["demo", "other"], ["loss"], cells)
+
+    told = compare(10)
+    assert unpacked == [], "blocks of 1,000 steps fit into cells of 3,000"
+    begins = told.grid.step_from
+    for run, own in values.items():
+        columns = told.series["loss"][run]
+        assert sum(columns.count) == len(own)
+        for cell, low, last in zip(columns.cell, columns.min, columns.last, strict=True):
+            inside = own[begins[cell] : begins[cell] + 3000]
+            assert (low, last) == (min(inside), inside[-1])
+    compare(100)
+    assert len(unpacked) == kept.count(tables.blocks), "cells of 300 steps need the points, each once"
 
 
 SENDINGS = st.lists(
