@@ -33,6 +33,7 @@ from monitor_service.leading import Lead
 from monitor_service.metrics import Meters
 from monitor_service.newsroom import Newsroom
 from monitor_service.notices import Ear
+from monitor_service.opening import file_of
 from monitor_service.scrape import Scraper
 from monitor_service.settings import Settings
 from monitor_service.store import Store, open_engine
@@ -91,6 +92,9 @@ def _build(settings: Settings, clock: Clock) -> Monitor:
     bell = Bell()
     ear = Ear(engine, bell)
     meters.queue.set_function(lambda: store.num_waiting)
+    file = file_of(settings.database_url)
+    if file is not None:
+        meters.watch_disk(file.parent)
     meters.leads.set_function(lambda: lead.is_ours)
     meters.hears.set_function(lambda: ear.is_listening)
     meters.waiting.labels("longpoll").set_function(lambda: bell.num_listening)

@@ -1,8 +1,12 @@
 """The service's own numbers for Prometheus, counted as things happen; the runs' series are in ``scrape``."""
 
+import math
 import platform
+import shutil
 from collections.abc import Iterable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -137,6 +141,12 @@ class Meters:
         )
         for operation in ("commit", "scrape"):
             self.store_errors.labels(operation)
+        self._disk = Gauge(
+            "trainhealth_store_disk_bytes",
+            "The disk that an SQLite database is on, as far as this program may use it.",
+            ["part"],
+            registry=registry,
+        )
         self.queue = Gauge(
             "trainhealth_ingest_queue_requests", "Requests that wait for the writer.", registry=registry
         )
@@ -157,6 +167,11 @@ class Meters:
         build = Gauge("trainhealth_build_info", "What runs here.", ["version", "python"], registry=registry)
         build.labels(_version(), platform.python_version()).set(1)
 
+    def watch_disk(self, folder: Path) -> None:
+        """Tell at each scrape how much of the disk of ``folder`` is used and free."""
+        for part in ("used", "free"):
+            self._disk.labels(part).set_function(partial(disk_bytes, folder, part))
+
     def note_events(self, events: Iterable[AnyEvent], result: str) -> None:
         for event in events:
             kind = event.type if event.type in KNOWN_EVENTS else "other"
@@ -173,6 +188,14 @@ class Meters:
     def note_commit(self, requests: int, seconds: float) -> None:
         self.commits.observe(seconds)
         self.commit_requests.observe(requests)
+
+
+def disk_bytes(folder: Path, part: str) -> float:
+    """Bytes ``used`` or ``free`` of the disk that a folder is on; NaN while it cannot be asked."""
+    try:
+        return float(getattr(shutil.disk_usage(folder), part))
+    except OSError:
+        return math.nan
 
 
 def _version() -> str:

@@ -169,6 +169,13 @@ def monitor() -> dict[str, Any]:
             "Batches in a group commit", f"{commits.format('sum')} / {commits.format('count')}", by=["mean"]
         ),
         lines("Time of a scrape", scrape, by=["scrape"], unit="s"),
+        lines("Database", "sum by (part) (trainhealth_store_bytes)", by=["{{part}}"], unit="bytes"),
+        lines(
+            "The database's disk",
+            "min by (part) (trainhealth_store_disk_bytes)",
+            by=["{{part}}"],
+            unit="bytes",
+        ),
         lines("Series of a scrape", 'scrape_samples_scraped{job="trainhealth"}', by=["series"]),
     ]
     return dashboard("monitor", "Monitor", panels, has_run=False, has_project=False)

@@ -54,6 +54,19 @@ def _ordered_at(values: str) -> dict[str, str]:
     return run("command_pending_oldest_timestamp_seconds", values, kind="roll_back")
 
 
+def _two_monitors(one: str, other: str) -> dict[str, str]:
+    """Whether each could be scraped."""
+    return {
+        f'up{{job="trainhealth",instance="{name}"}}': values for name, values in (("a", one), ("b", other))
+    }
+
+
+def _disk(used_gib: float, free_gib: float) -> dict[str, str]:
+    sizes = {"used": used_gib, "free": free_gib}
+    name = "trainhealth_store_disk_bytes"
+    return {f'{name}{{part="{part}"}}': f"{size * 2**30:.0f}x600" for part, size in sizes.items()}
+
+
 NO_ROLLBACKS = _rollbacks("0x600")
 REQUESTS = "trainhealth_ingest_requests_total"
 
@@ -156,6 +169,16 @@ CASES = [
     Case("MonitorDown", False, "45s", {'up{job="trainhealth"}': "0x600"}),
     Case("MonitorDown", True, "75s", {'up{job="other"}': "1x600"}),
     Case("MonitorDown", False, "75s", {'up{job="trainhealth"}': "1x600"}),
+    Case("MonitorReplicaDown", True, "3m", _two_monitors("1x600", "0x600")),
+    Case("MonitorReplicaDown", False, "1m45s", _two_monitors("1x600", "0x600")),
+    Case("MonitorReplicaDown", False, "3m", _two_monitors("1x600", "1x600")),
+    Case("MonitorReplicaDown", False, "3m", _two_monitors("0x600", "0x600")),
+    Case("MonitorDown", True, "3m", _two_monitors("0x600", "0x600")),
+    Case("MonitorDown", False, "3m", _two_monitors("1x600", "0x600")),
+    Case("StoreAlmostFull", True, "6m", _disk(used_gib=91, free_gib=9)),
+    Case("StoreAlmostFull", False, "4m", _disk(used_gib=91, free_gib=9)),
+    Case("StoreAlmostFull", False, "6m", _disk(used_gib=89, free_gib=9.9)),
+    Case("StoreAlmostFull", False, "6m", _disk(used_gib=1000, free_gib=11)),
     Case(
         "IngestErrors",
         True,

@@ -27,7 +27,7 @@ MATCHER = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
 MENTIONED = re.compile(r"\b(?:by|on|without|ignoring|group_left|group_right) *\(([^)]*)\)")
 LEGEND = re.compile(r"\{\{ *(?:\$labels\.)?(\w+) *\}\}")
 OF_A_RUN = {"project", "run"}
-OF_OTHERS = {"job", "le", "alertname", "alertstate"}
+OF_OTHERS = {"job", "instance", "le", "alertname", "alertstate"}
 """Labels of ``up``, of histograms, and of ``ALERTS``."""
 
 

@@ -2,10 +2,18 @@
 
 import math
 import re
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+
+from monitor_service.app import create_app
+from monitor_service.metrics import disk_bytes
+from monitor_service.settings import Settings
 
 Build = Callable[..., dict[str, Any]]
 
@@ -94,6 +102,22 @@ def test_runs_beyond_the_limit_are_left_out_and_counted(serve: Any) -> None:
     assert seen["trainhealth_metrics_runs_omitted",] == 1
     assert ("trainhealth_steps_total", "run-0") not in seen
     assert ("trainhealth_steps_total", "run-2") in seen
+
+
+def test_the_disk_of_an_sqlite_database_is_told_and_one_that_is_gone_breaks_no_scrape(
+    monitor: Any, tmp_path: Path
+) -> None:
+    seen = samples(monitor)
+    whole = shutil.disk_usage(tmp_path)
+    assert seen["trainhealth_store_disk_bytes", "free"] == pytest.approx(whole.free, rel=0.05)
+    assert seen["trainhealth_store_disk_bytes", "used"] == pytest.approx(whole.used, rel=0.05)
+    assert math.isnan(disk_bytes(tmp_path / "gone", "free"))
+
+
+def test_of_a_server_s_disk_nothing_is_told_rather_than_zero() -> None:
+    url = "postgresql+psycopg://u:p@127.0.0.1:9/none"
+    told = create_app(Settings(database_url=url)).state.monitor.meters.registry
+    assert "trainhealth_store_disk_bytes{" not in generate_latest(told).decode()
 
 
 def test_names_follow_the_conventions_of_prometheus(monitor: Any, batch: Build) -> None:
