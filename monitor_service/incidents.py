@@ -1,7 +1,7 @@
 """Incidents of a run: each told again as more is known, and the last telling counts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -39,8 +39,25 @@ class IncidentPage(Message):
     cost: IncidentCost
 
 
-def incidents(connection: Connection, run: str) -> IncidentPage:
-    """Every incident of the run. Batches may arrive late, so the last telling is that of the latest time."""
+def incidents(connection: Connection, run: str, *, skip: int = 0, limit: int | None = None) -> IncidentPage:
+    """Incidents of the run, all or ``limit`` of them after the youngest ``skip``; the cost is that of all.
+
+    Batches may arrive late, so the last telling is that of the latest time.
+    """
+    told = sorted(_tellings(connection, run).values(), key=lambda rows: rows[0].time, reverse=True)
+    end = None if limit is None else skip + limit
+    cost = _cost([json.loads(rows[-1].data) for rows in told])
+    return IncidentPage(items=[_view(rows) for rows in told[skip:end]], cost=cost)
+
+
+def incident_of(connection: Connection, run: str, name: str) -> IncidentView | None:
+    """One incident, or None if the run tells of none of this name."""
+    rows = _tellings(connection, run).get(name)
+    return None if rows is None else _view(rows)
+
+
+def _tellings(connection: Connection, run: str) -> dict[str, list[Row[Any, Any, Any]]]:
+    """What was told of each incident, in the order of time."""
     known = tables.events.c
     rows = connection.execute(
         select(known.attempt, known.time, known.data)
@@ -50,9 +67,7 @@ def incidents(connection: Connection, run: str) -> IncidentPage:
     told: dict[str, list[Row[Any, Any, Any]]] = {}
     for row in rows:
         told.setdefault(json.loads(row.data)["incident"], []).append(row)
-    items = [_view(tellings) for tellings in told.values()]
-    items.sort(key=lambda view: view.first_told, reverse=True)
-    return IncidentPage(items=items, cost=_cost([view.incident for view in items]))
+    return told
 
 
 def _view(tellings: Sequence[Row[Any, Any, Any]]) -> IncidentView:
@@ -66,10 +81,10 @@ def _view(tellings: Sequence[Row[Any, Any, Any]]) -> IncidentView:
     )
 
 
-def _cost(found: Sequence[Incident]) -> IncidentCost:
+def _cost(found: Sequence[Mapping[str, Any]]) -> IncidentCost:
     return IncidentCost(
         incidents=len(found),
-        open=sum(one.outcome == "open" for one in found),
-        steps_lost=sum(one.steps_lost for one in found),
-        seconds_lost=sum(one.seconds_lost for one in found),
+        open=sum(one["outcome"] == "open" for one in found),
+        steps_lost=sum(one["steps_lost"] for one in found),
+        seconds_lost=sum(float(one["seconds_lost"]) for one in found),  # in JSON NaN is a text
     )

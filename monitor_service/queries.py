@@ -12,6 +12,7 @@ from monitor_service.commands import as_command
 from monitor_service.errors import NotFound, wrong_query
 from monitor_service.facts import Facts
 from monitor_service.health import RunStatus
+from monitor_service.span import Span
 from monitor_service.views import (
     AttemptView,
     BucketColumns,
@@ -114,11 +115,16 @@ def events(
     types: Collection[str] = (),
     without: Collection[str] = (),
     severities: Collection[Severity] = (),
+    span: Span | None = None,
+    naming: str = "",
     after: int = 0,
     limit: int = 200,
     newest_first: bool = False,
 ) -> EventPage:
-    """Events in the order of arrival, those with an id above ``after``; or the newest of them, backwards."""
+    """Events in the order of arrival, those with an id above ``after``; or the newest of them, backwards.
+
+    With ``naming`` only those that hold this text as a value.
+    """
     known = tables.events.c
     order = known.id.desc() if newest_first else known.id
     query = select(tables.events).where(known.run_id == run_row(connection, run).id, known.id > after)
@@ -128,6 +134,10 @@ def events(
         query = query.where(known.type.not_in(without))
     if severities:
         query = query.where(known.severity.in_(severities))
+    if span is not None:
+        query = query.where(*span.conditions())
+    if naming:
+        query = query.where(known.data.contains(json.dumps(naming), autoescape=True))
     rows = connection.execute(query.order_by(order).limit(limit)).all()
     return EventPage(items=[_event(row) for row in rows])
 
@@ -160,9 +170,9 @@ def checkpoints(connection: Connection, run: str) -> CheckpointPage:
     return CheckpointPage(items=[_checkpoint(row) for row in rows])
 
 
-def commands(connection: Connection, run: str) -> CommandPage:
-    """Commands with their lives, youngest first."""
-    return CommandPage(items=_commands(connection, run_row(connection, run)))
+def commands(connection: Connection, run: str, limit: int | None = None) -> CommandPage:
+    """Commands with their lives, youngest first; the youngest ``limit``, or all."""
+    return CommandPage(items=_commands(connection, run_row(connection, run), limit=limit))
 
 
 def command(connection: Connection, run: str, command_id: str) -> CommandView:
@@ -234,12 +244,15 @@ def _transitions(connection: Connection, run_id: int) -> list[TransitionView]:
     ]
 
 
-def _commands(connection: Connection, run: Row[Any], *which: Any) -> list[CommandView]:
+def _commands(
+    connection: Connection, run: Row[Any], *which: Any, limit: int | None = None
+) -> list[CommandView]:
     known = tables.commands.c
     rows = connection.execute(
         select(tables.commands)
         .where(known.run_id == run.id, *which)
         .order_by(known.issued_at.desc(), known.id)
+        .limit(limit)
     ).all()
     lives = _histories(connection, [row.id for row in rows])
     return [

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import AwareDatetime
 
 from monitor_service import queries
 from monitor_service.api.answers import answer, answer_if_changed
@@ -13,6 +14,7 @@ from monitor_service.health import RunStatus
 from monitor_service.incidents import IncidentPage
 from monitor_service.incidents import incidents as incidents_of
 from monitor_service.run_list import Sort, list_runs
+from monitor_service.span import Span
 from monitor_service.tables import LARGEST_INTEGER
 from monitor_service.tokens import Scope
 from monitor_service.views import (
@@ -71,13 +73,24 @@ def events(
     connection: ConnectionDep,
     type: Annotated[list[str], Query(default_factory=list)],
     severity: Annotated[list[Severity], Query(default_factory=list)],
+    from_step: Annotated[int | None, Query(ge=0, le=LARGEST_INTEGER)] = None,
+    to_step: Annotated[int | None, Query(ge=0, le=LARGEST_INTEGER)] = None,
+    since: Annotated[AwareDatetime | None, Query(description="By the trainer's clock.")] = None,
+    until: AwareDatetime | None = None,
     after: Annotated[int, Query(ge=0, le=LARGEST_INTEGER)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
     newest_first: bool = False,
 ) -> Response:
-    """Events in the order of arrival, from the one after ``after`` on."""
+    """Events in the order of arrival, from the one after ``after`` on; all ends are included."""
     page = queries.events(
-        connection, run, types=type, severities=severity, after=after, limit=limit, newest_first=newest_first
+        connection,
+        run,
+        types=type,
+        severities=severity,
+        span=Span(from_step, to_step, since, until),
+        after=after,
+        limit=limit,
+        newest_first=newest_first,
     )
     return answer(page)
 

@@ -1,6 +1,7 @@
 """What the page of one incident shows: what happened, who is to blame, what was done, what it cost."""
 
 import shlex
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -9,12 +10,21 @@ from sqlalchemy import Connection
 
 from monitor_service import queries
 from monitor_service.health import OVER
-from monitor_service.incidents import IncidentView, incidents
+from monitor_service.incidents import IncidentPage, IncidentView, incident_of, incidents
 from monitor_service.pictures import PictureView, pictures
-from monitor_service.views import RunDetail
+from monitor_service.span import Span
+from monitor_service.views import EventView, RunDetail
 from monitor_service.web import words
 from monitor_service.web.marks import Mark
-from monitor_service.web.run_page import CHARTS, Happening, Told, told_events
+from monitor_service.web.run_page import (
+    CHARTS,
+    ELSEWHERE,
+    MAX_EVENTS,
+    MAX_INCIDENTS,
+    Happening,
+    Told,
+    told_events,
+)
 
 AROUND = 100
 """Steps shown before the onset and after the last that belongs to it."""
@@ -44,6 +54,8 @@ class IncidentPageView:
     view: IncidentView
     told: Told
     pictures: list[PictureView]
+    belonging: Collection[int]
+    """Ids of the events that are part of it."""
     is_over: bool
 
     charts = CHARTS
@@ -51,13 +63,21 @@ class IncidentPageView:
     @classmethod
     def read(cls, connection: Connection, run: str, name: str) -> "IncidentPageView | None":
         """None if the run tells of no such incident. Raises NotFound: no such run."""
-        view = next((one for one in incidents(connection, run).items if one.incident.incident == name), None)
+        view = incident_of(connection, run, name)
         if view is None:
             return None
         detail = queries.run_detail(connection, run)
         shown = pictures(connection, run, incident=name).items
-        told = told_events(connection, detail)
-        return cls(detail, view, told, shown, queries.health(connection, run).status in OVER)
+        around = _around(connection, run, view)
+        told = told_events(connection, detail, queries.checkpoints(connection, run).items, around)
+        return cls(
+            detail,
+            view,
+            told,
+            shown,
+            {event.id for event in around},
+            queries.health(connection, run).status in OVER,
+        )
 
     @property
     def sign(self) -> words.Sign:
@@ -96,17 +116,7 @@ class IncidentPageView:
     @property
     def timeline(self) -> list[Happening]:
         """What belongs to it, oldest first: what names it, and what happened between onset and alarm."""
-        incident, view = self.view.incident, self.view
-
-        def belongs(one: Happening) -> bool:
-            event = one.event
-            if event.data.get("incident") == incident.incident:
-                return True
-            is_near = incident.onset_step <= event.step <= incident.step + NEAR
-            is_recent = event.time >= view.first_told - LEAD
-            return is_near and is_recent and event.attempt in (view.attempt - 1, view.attempt)
-
-        chosen = [one for one in self.told.happenings if belongs(one)]
+        chosen = [one for one in self.told.happenings if one.event.id in self.belonging]
         return sorted(chosen, key=lambda one: (one.event.time, one.event.id))
 
     @property
@@ -130,3 +140,50 @@ class IncidentPageView:
     def story(self) -> dict[str, Any]:
         """What the page's script must know to draw."""
         return {**self.told.story(self.run, CHARTS, is_over=self.is_over), "focus": [self.first, self.last]}
+
+
+@dataclass(frozen=True)
+class IncidentsPageView:
+    """Everything that ``incidents.html`` needs: some of a run's incidents, the youngest first."""
+
+    run: RunDetail
+    incidents: IncidentPage
+    skip: int
+
+    outcome_signs = words.OUTCOME
+
+    @classmethod
+    def read(cls, connection: Connection, run: str, skip: int) -> "IncidentsPageView":
+        """Raises NotFound: no such run."""
+        detail = queries.run_detail(connection, run)
+        return cls(detail, incidents(connection, run, skip=skip, limit=MAX_INCIDENTS), skip)
+
+    @property
+    def words(self) -> str:
+        """Which of them these are."""
+        if not self.incidents.items:
+            return "none as old as that"
+        return f"{self.skip + 1:,} to {self.skip + len(self.incidents.items):,}, the youngest first"
+
+    @property
+    def younger(self) -> int | None:
+        return max(self.skip - MAX_INCIDENTS, 0) if self.skip else None
+
+    @property
+    def older(self) -> int | None:
+        after = self.skip + len(self.incidents.items)
+        return after if self.incidents.items and after < self.incidents.cost.incidents else None
+
+
+def _around(connection: Connection, run: str, view: IncidentView) -> list[EventView]:
+    """What happened between onset and alarm, the first ``MAX_EVENTS`` of it, and what names the incident."""
+    told = view.incident
+    span = Span(
+        from_step=told.onset_step,
+        to_step=told.step + NEAR,
+        since=view.first_told - LEAD,
+        attempts=(view.attempt - 1, view.attempt),
+    )
+    near = queries.events(connection, run, without=ELSEWHERE, span=span, limit=MAX_EVENTS).items
+    named = queries.events(connection, run, types=["change"], naming=told.incident, limit=MAX_EVENTS).items
+    return [*near, *(event for event in named if event.data.get("incident") == told.incident)]

@@ -12,10 +12,11 @@ from monitor_service.api.permissions import PrincipalDep, needs
 from monitor_service.errors import Forbidden, NotFound, wrong_query
 from monitor_service.health import RunStatus
 from monitor_service.run_list import Sort
+from monitor_service.tables import LARGEST_INTEGER
 from monitor_service.tokens import Scope
 from monitor_service.web.compare_page import MOST_RUNS, ComparePageView
 from monitor_service.web.fleet import FleetView, Wish
-from monitor_service.web.incident_page import IncidentPageView
+from monitor_service.web.incident_page import IncidentPageView, IncidentsPageView
 from monitor_service.web.run_page import RunPageView
 from monitor_service.web.shell import page
 from monitor_service.web.sparklines import Sparklines
@@ -76,6 +77,23 @@ def one_run(request: Request, connection: ConnectionDep, principal: PrincipalDep
     except NotFound:
         return _no_such_run(request, run)
     return page(request, "run.html", {"page": view})
+
+
+@router.get("/runs/{run}/incidents")
+def all_incidents(
+    request: Request,
+    connection: ConnectionDep,
+    principal: PrincipalDep,
+    run: str,
+    skip: Annotated[int, Query(ge=0, le=LARGEST_INTEGER)] = 0,
+) -> Response:
+    """The incidents of a run, some at a time."""
+    try:
+        _admit(connection, principal, run)
+        view = IncidentsPageView.read(connection, run, skip)
+    except NotFound:
+        return _no_such_run(request, run)
+    return page(request, "incidents.html", {"page": view})
 
 
 @router.get("/runs/{run}/incidents/{incident}")

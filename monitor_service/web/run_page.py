@@ -22,6 +22,7 @@ MAX_EVENTS = 500
 MAX_CHECKPOINTS = 50
 """So many of the newest are listed; the page links to all."""
 
+MAX_INCIDENTS = MAX_COMMANDS = 50
 MAX_DRAWN = 24
 
 ELSEWHERE = ("checkpoint", "command", "picture", "incident")
@@ -83,13 +84,17 @@ class Told:
 
 
 def told_events(
-    connection: Connection, run: RunDetail, checkpoints: Sequence[CheckpointView] | None = None
+    connection: Connection,
+    run: RunDetail,
+    checkpoints: Sequence[CheckpointView],
+    more: Sequence[EventView] = (),
 ) -> Told:
-    """The newest events of a run, and its checkpoints (those of the database, if none are given)."""
-    if checkpoints is None:
-        checkpoints = queries.checkpoints(connection, run.run).items
+    """The newest events of a run and ``more`` of it, and its checkpoints."""
     newest = queries.events(connection, run.run, without=ELSEWHERE, limit=MAX_EVENTS, newest_first=True).items
-    events = [(event, _EVENT.validate_python(event.data)) for event in newest]
+    chosen = {event.id: event for event in (*newest, *more)}
+    events = [
+        (event, _EVENT.validate_python(event.data)) for _, event in sorted(chosen.items(), reverse=True)
+    ]
     told = ((view, words.tell(event)) for view, event in events)
     found = (mark_event(event, view.attempt) for view, event in events)
     return Told(
@@ -128,6 +133,7 @@ class RunPageView:
     minor_charts = MINOR_CHARTS
     max_events = MAX_EVENTS
     max_checkpoints = MAX_CHECKPOINTS
+    max_commands = MAX_COMMANDS
     checkpoint_signs = words.CHECKPOINT
     command_words = words.COMMAND
     command_signs = words.COMMAND_STATE
@@ -143,10 +149,10 @@ class RunPageView:
             run=detail,
             health=queries.health(connection, run),
             told=told_events(connection, detail, checkpoints),
-            incidents=incidents(connection, run),
+            incidents=incidents(connection, run, limit=MAX_INCIDENTS),
             drawn=_by_step(pictures(connection, run, kinds=["drawn"], limit=MAX_DRAWN).items),
             checkpoints=checkpoints,
-            commands=queries.commands(connection, run).items,
+            commands=queries.commands(connection, run, limit=MAX_COMMANDS).items,
             may_order=may_order,
         )
 

@@ -3,17 +3,18 @@
 import json
 import re
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import insert
 
-from monitor_service import runs
+from monitor_service import runs, tables
 from monitor_service.store import open_engine, writing
-from shared.events import Incident, RunEnded
+from shared.events import Change, Finding, Incident, RunEnded, Severity
 from shared.exchange import Columns, RunSpec
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -243,6 +244,87 @@ def test_the_incident_page_tells_the_whole_story(told: httpx.Client) -> None:
     assert "Rollback" not in timeline, "that is another incident's"
 
 
+def finding(run: Any, step: int, number: int = 0) -> Finding:
+    return Finding(
+        step=step, time=run.moment(), guard="spike", severity=Severity.WARNING, message=f"finding {number}"
+    )
+
+
+def test_an_old_incident_still_tells_its_own_story_after_a_thousand_later_events(
+    client: httpx.Client, teller: Any
+) -> None:
+    run = teller(client, "long")
+    run.register(5_000)
+    run.start(1, 0, "start")
+    run.tell(finding(run, 3), incident(run, "i-1", 3))
+    undone = {"value": 1.0, "previous": 0.5, "is_undo": True, "incident": "i-1"}
+    run.tell(*(finding(run, 100 + number, number) for number in range(1_000)))
+    run.tell(Change(step=4_000, time=run.moment(), what="lr_factor", reason="healthy again", **undone))
+    run.tell(*(finding(run, 4_001 + number, number) for number in range(600)))
+    html = client.get("/runs/long/incidents/i-1").text
+    timeline = part(html, "timeline")
+    assert "finding 0" in timeline
+    assert "healthy again" in timeline
+    assert "finding 7" not in timeline
+    story = json.loads(re.search(r'id="story" data-live>(.*?)</script>', html, re.S)[1])  # type: ignore[index]
+    assert 3 in {mark["step"] for mark in story["marks"] if mark["kind"] == "finding"}
+
+
+def test_a_run_of_a_thousand_incidents_and_commands_shows_the_newest_and_leads_to_the_rest(
+    client: httpx.Client, teller: Any, tmp_path: Path
+) -> None:
+    run = teller(client, "sick")
+    run.register(5_000)
+    run.start(1, 0, "start")
+    for first in range(0, 1_000, 250):
+        run.tell(*(incident(run, f"i-{number}", number) for number in range(first, first + 250)))
+        run.applied += 1
+    engine = open_engine(f"sqlite:///{tmp_path}/monitor.db")
+    with writing(engine) as connection, connection.begin():
+        connection.execute(insert(tables.commands), [command(number) for number in range(1_000)])
+    engine.dispose()
+    seconds = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        html = client.get("/runs/sick").text
+        seconds.append(time.perf_counter() - begun)
+    assert html.count('href="/runs/sick/incidents/') == html.count('id="command-') == 50
+    assert "1,000, 1,000 open; together" in part(html, "incidents")
+    assert "The newest 50; all are at commands" in part(html, "commands")
+    # a tenth of a second on an idle machine; the limit leaves room for a busy one
+    assert min(seconds) < 1.0, seconds
+    seen = set(re.findall(r'href="/runs/sick/incidents/([^"?]+)"', html))
+    address = re.search(r'href="(/runs/sick/incidents\?skip=\d+)"', html)
+    while address:
+        html = client.get(address[1]).text
+        seen |= set(re.findall(r'href="/runs/sick/incidents/([^"?]+)"', html))
+        address = re.search(r'href="(/runs/sick/incidents\?skip=\d+)">Older', html)
+    assert len(seen) == 1_000
+    assert "None as old as that" in client.get("/runs/sick/incidents?skip=5000").text
+    assert client.get("/runs/nobody/incidents").status_code == 404
+
+
+def incident(run: Any, name: str, step: int) -> Incident:
+    return Incident(
+        step=step, time=run.moment(), incident=name, onset_step=step, guard="spike", kind="transient",
+        message="a flipped bit",
+    )  # fmt: skip
+
+
+def command(number: int) -> dict[str, Any]:
+    return {
+        "id": f"c-{number}",
+        "run_id": 1,
+        "kind": "save_checkpoint",
+        "reason": "why not",
+        "issued_by": "ana",
+        "issued_at": NOON + timedelta(seconds=number),
+        "expires_at": NOON + timedelta(days=1),
+        "attempt": 1,
+        "state": "succeeded",
+    }
+
+
 def test_an_incident_that_went_back_says_so_and_has_no_evidence_to_replay(told: httpx.Client) -> None:
     html = told.get("/runs/demo/incidents/step-00000250-2").text
     assert "<h1>Corrupt weights at step 250</h1>" in html
@@ -309,19 +391,6 @@ def test_a_thousand_runs_are_listed_in_the_time_of_a_glance(
     assert sum(int(count.replace(",", "")) for count in counts) == 1000
     # a few hundredths of a second on an idle machine; the limit leaves room for a busy one
     assert min(seconds) < 0.5, seconds
-
-
-@pytest.mark.parametrize(
-    "address", ["/", "/runs/demo", "/runs/nobody", "/runs/demo/incidents/step-00000120-1", "/runs/demo/order"]
-)
-def test_pages_pass_a_strict_content_policy(told: httpx.Client, address: str) -> None:
-    answer = told.get(address)
-    assert answer.headers["content-security-policy"].startswith("default-src 'self';")
-    assert "unsafe" not in answer.headers["content-security-policy"]
-    assert not re.search(r"\sstyle=|\son\w+=|<style", answer.text)
-    scripts = re.findall(r"<script([^>]*)>", answer.text)
-    assert all("src=" in script or "application/json" in script for script in scripts)
-    assert not re.search(r"(?:src|href)=\"(?:https?:)?//", answer.text)
 
 
 def test_scripts_are_asked_for_again_so_that_an_upgrade_shows(told: httpx.Client) -> None:
