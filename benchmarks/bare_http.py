@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -22,7 +23,17 @@ class Connection:
 
     def ask(self, request: bytes) -> tuple[int, bytes]:
         """Status and body of the answer."""
+        self.send(request)
+        return self.receive()
+
+    def send(self, request: bytes) -> None:
         self._socket.sendall(request)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def receive(self) -> tuple[int, bytes]:
+        """The next answer."""
         head = self._until(b"\r\n\r\n")
         status, fields = int(head[9:12]), head.lower()
         if b"transfer-encoding: chunked" in fields:
@@ -115,8 +126,13 @@ class Server:
         """Processor seconds of all its processes so far."""
         return sum(_cpu_s(pid) for pid in _group(self._process.pid))
 
+    def signal(self, number: signal.Signals) -> None:
+        """To the process itself."""
+        self._process.send_signal(number)
+
     def stop(self) -> None:
-        os.killpg(self._process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # all of them have ended
+            os.killpg(self._process.pid, signal.SIGTERM)
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
