@@ -17,8 +17,9 @@ from trainer.all_guards import all_guards
 from trainer.averaging import Averaging, Summing
 from trainer.checkpoint import list_records
 from trainer.config import Config, GuardsConfig, TrainingConfig
-from trainer.data.items import Item, collate, oddity
+from trainer.data.items import Item, collate
 from trainer.data.loading import Loader, Share
+from trainer.data.oddity import Oddity
 from trainer.data.pairing import Pairing
 from trainer.data.radiomaps import RadioMaps
 from trainer.ema import Ema
@@ -149,6 +150,7 @@ def build_loop(
         for name, spike in zip(names, spikes, strict=True)
     ]
     share = _share(stage.training, ranks)
+    oddity = Oddity(stage.source if isinstance(stage.source, RadioMaps) else None)
     loader = Loader(stage.source, stage.training.loading, _Checks(stage.source), share, oddity)
     ema = Ema(stage.model, stage.training.ema)
     at_rest = AtRest(config.guards.at_rest)

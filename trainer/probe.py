@@ -39,9 +39,12 @@ class Probe:
 
     def measure(self, step: int) -> dict[str, float]:
         """Loss with the live weights and with their average: ``{"live": …, "ema": …}``."""
-        live = self._loss(step)
+        return {"live": self._loss(step), "ema": self.of_average(step)}
+
+    def of_average(self, step: int) -> float:
+        """Loss with the average of the weights alone: one forward pass."""
         with self._ema.in_place_of(self._model):
-            return {"live": live, "ema": self._loss(step)}
+            return self._loss(step)
 
     def difference(self, expected: Mapping[str, float], step: int, tolerance: float) -> str | None:
         """In words, how the state's losses differ from ``expected``; None if they agree."""

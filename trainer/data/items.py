@@ -29,11 +29,3 @@ def collate(items: list[Item]) -> Batch:
         cond=torch.stack([item["cond"] for item in items]),
         ids=[item["id"] for item in items],
     )
-
-
-def oddity(item: Item) -> str | None:
-    """What is odd about an item that may be trained on all the same: a map without a signal, in words."""
-    values = item["image"].numpy()
-    if (values != values.flat[0]).any():
-        return None
-    return f"its map is {values.flat[0]:g} throughout"

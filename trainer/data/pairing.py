@@ -10,7 +10,6 @@ from trainer.data.radiomaps import RadioMaps
 
 log = logging.getLogger(__name__)
 
-_ASKED = 32  # items that show whether the rule holds in this data set
 _LEAST_INSIDE = 16  # pixels; fewer prove nothing
 _LIT = -0.99  # a pixel above this has a signal: values lie in [-1, 1]
 _DARK_SHARE = 0.01
@@ -41,8 +40,7 @@ class Pairing:
         return f"its condition is another map's: {share:.0%} of the pixels inside its buildings have a signal"
 
     def _holds_in(self, maps: RadioMaps) -> bool:
-        step = max(1, len(maps) // _ASKED)
-        shares = [self._lit_inside(maps[index]) for index in range(0, len(maps), step)]
+        shares = [self._lit_inside(item) for item in maps.spread()]
         known = [share for share in shares if share is not None]
         return bool(known) and max(known) <= _DARK_SHARE
 

@@ -91,7 +91,7 @@ class Arena:
         batch = collate([maps[index] for maps in splits for index in range(len(maps))])
         tensors = {"image": batch["image"], "cond": batch["cond"]}
         probes = (Probe(state.model, state.ema, tensors, seed) for seed in range(_DRAWS))
-        return sum(probe.measure(state.step)["ema"] for probe in probes) / _DRAWS
+        return sum(probe.of_average(state.step) for probe in probes) / _DRAWS
 
     def hashes(self) -> dict[str, str]:
         """Hash of each tensor of the last checkpoint; equal ones mean a state that is equal to the bit."""

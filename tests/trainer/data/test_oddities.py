@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.data.items import Item, oddity
+from trainer.data.items import Item
 from trainer.data.loading import Loader, LoadingConfig
+from trainer.data.oddity import Oddity
 from trainer.data.pairing import Pairing
 from trainer.data.radiomaps import RadioMaps, RadioMapsConfig
 
@@ -108,14 +109,37 @@ def test_odd_items_are_trained_on_and_told_ever_more_rarely() -> None:
 
 def test_a_map_of_one_value_is_odd() -> None:
     item = Item(image=torch.full((1, 4, 4), -1.0), cond=torch.zeros(3, 4, 4), id="dark")
-    assert oddity(item) == "its map is -1 throughout"
+    assert Oddity()(item) == "its map is -1 throughout"
     item["image"][0, 2, 2] = -0.99
-    assert oddity(item) is None
+    assert Oddity()(item) is None
 
 
 @pytest.fixture(scope="module", params=[32, 64])
 def maps(request: pytest.FixtureRequest) -> RadioMaps:
     return RadioMaps(RadioMapsConfig(image_size=request.param), "train")
+
+
+def test_a_condition_that_says_nothing_is_odd_and_one_as_the_data_have_it_is_not(maps: RadioMaps) -> None:
+    oddity, rng = Oddity(maps), np.random.default_rng(0)
+    assert not any(oddity(maps.example(index, rng)) for index in range(len(maps)))
+    item = maps[0]
+    item["cond"][1].fill_(-1)
+    assert oddity(item) == "its condition says nothing of antenna: one value throughout"
+    item["cond"].fill_(-1)
+    assert oddity(item) == "its condition says nothing of antenna and buildings: one value throughout"
+
+
+def test_a_plane_that_is_empty_in_some_of_the_data_is_odd_in_none(maps: RadioMaps) -> None:
+    class SomeWithoutHouses(RadioMaps):
+        def __init__(self) -> None:
+            self.__dict__.update(maps.__dict__)
+
+        def __getitem__(self, index: int) -> Item:
+            item = super().__getitem__(index)
+            item["cond"][[0, 2]] *= index % 2
+            return item
+
+    assert Oddity(SomeWithoutHouses())(SomeWithoutHouses()[0]) is None
 
 
 def test_every_map_belongs_to_its_own_condition_however_it_is_turned(maps: RadioMaps) -> None:
