@@ -102,7 +102,7 @@ class Recovery:
         self._settings = dict(settings or {})
         self._changed_settings: list[str] = []
         self._protect_at: int | None = None
-        self._told_slow: int | None = None
+        self._told_slow: tuple[str, float] | None = None
         self._changes: deque[Record] = deque()
         self.ring, self._writer = ring_and_writer(folder, config.ring, self._changes.append, state.ranks)
         self._snapshots = SnapshotRing()
@@ -391,14 +391,16 @@ class Recovery:
         self._warn("checkpoint", str(result.error))
 
     def _tell_if_slow(self) -> None:
-        """Once for each save; a checkpoint that is due meanwhile waits its turn."""
-        saving = self._writer.under_way()
-        if saving is None or saving[1] < self.config.slow_after_s or saving[0] == self._told_slow:
+        """Once for each thing the writer does; a checkpoint that is due meanwhile waits its turn."""
+        begun = self._writer.under_way()
+        if begun is None or begun == self._told_slow:
             return
-        step, seconds = saving
-        self._told_slow = step
-        words = f"the disk is slow: the checkpoint of step {step} is being written for {seconds:.1f} s"
-        self._warn("checkpoint", f"{words}; training goes on, and the next one waits for it")
+        what, since = begun
+        seconds = time.monotonic() - since
+        if seconds >= self.config.slow_after_s:
+            self._told_slow = begun
+            words = f"the disk is slow: {what} for {seconds:.1f} s"
+            self._warn("checkpoint", f"{words}; training goes on, and the next checkpoint waits for it")
 
     def _warn(self, guard: str, message: str) -> None:
         self._reporter.finding(

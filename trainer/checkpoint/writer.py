@@ -3,7 +3,9 @@
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from types import TracebackType
@@ -48,7 +50,7 @@ class CheckpointWriter:
         self._lock = threading.Lock()
         self._waiting: _Job | None = None
         self._saves: deque[Future[SaveResult]] = deque()
-        self._begun: tuple[int, float] | None = None
+        self._begun: tuple[str, float] | None = None
         self._promotion: Future[None] | None = None
         self.num_replaced = 0
 
@@ -76,7 +78,7 @@ class CheckpointWriter:
             return
         if self._promotion is None or self._promotion.done():
             self._raise_if_promotion_failed()
-            self._promotion = self._pool.submit(self._ring.promote, step)
+            self._promotion = self._pool.submit(self._promote, step)
 
     def finished(self) -> list[SaveResult]:
         """Results since the last call, oldest first.
@@ -89,10 +91,9 @@ class CheckpointWriter:
             results.append(self._saves.popleft().result())
         return results
 
-    def under_way(self) -> tuple[int, float] | None:
-        """The step that is being saved, and for how long, seconds; None between saves. Takes no lock."""
-        begun = self._begun
-        return None if begun is None else (begun[0], time.monotonic() - begun[1])
+    def under_way(self) -> tuple[str, float] | None:
+        """What the thread is at, and since when (``time.monotonic``); None if it is idle. Takes no lock."""
+        return self._begun
 
     def drain(self) -> None:
         """Wait until nothing is under way; needed before a rollback. Results stay for ``finished``."""
@@ -118,16 +119,26 @@ class CheckpointWriter:
         with self._lock:
             job, self._waiting = self._waiting, None
         assert job is not None, "one queued call for each job that waits"
-        self._begun = job.step, time.monotonic()
+        with self._busy(f"the checkpoint of step {job.step} is being written"):
+            try:
+                record = self._ring.save(
+                    job.parts, job.facts, step=job.step, attempt=job.attempt, probe_loss=job.probe_loss
+                )
+            except CheckpointError as error:
+                return SaveResult(job.step, job.attempt, error=error)
+        return SaveResult(job.step, job.attempt, record=record)
+
+    def _promote(self, step: int) -> None:
+        with self._busy("a checkpoint is being marked as good"):
+            self._ring.promote(step)
+
+    @contextmanager
+    def _busy(self, what: str) -> Iterator[None]:
+        self._begun = what, time.monotonic()
         try:
-            record = self._ring.save(
-                job.parts, job.facts, step=job.step, attempt=job.attempt, probe_loss=job.probe_loss
-            )
-        except CheckpointError as error:
-            return SaveResult(job.step, job.attempt, error=error)
+            yield
         finally:
             self._begun = None
-        return SaveResult(job.step, job.attempt, record=record)
 
     def _raise_if_promotion_failed(self) -> None:
         """Waits for it, too; at ``healthy`` it has ended already."""

@@ -4,8 +4,12 @@ Batch ``n`` depends on the data, the seed, the batch size and ``n``, and on noth
 batches before it, or on a global random state. So the whole position is ``n``, and going back is setting it.
 """
 
+import logging
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import count
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -21,12 +25,15 @@ from trainer.data.errors import DataError, PositionMismatch
 from trainer.data.items import Batch, Item, collate
 from trainer.section import Section
 
+log = logging.getLogger(__name__)
+
 Inspect = Callable[[Item], str | None]
 """Answers why an item must not be trained on, or None; or what is odd about one that may be."""
 
 _LEAST_TRIES = 100  # for one place of a batch: a stretch of bad items may be longer than a small data set
 _REMEMBERED = 1_000  # batches
 _RESTARTS = 3
+_DIED = "DataLoader worker"  # how torch's RuntimeError begins
 _SET_ASIDE = "it is in quarantine"
 
 
@@ -99,7 +106,8 @@ class Loader:
 
     With workers a batch that comes a second time within 1,000 is loaded once more here: if it should be
     another one, the workers are stuck or share a seed. Then they are started anew at the position, and the
-    right batch is handed out; after three times this process loads by itself.
+    right batch is handed out; after three times this process loads by itself. So it is if a worker dies,
+    killed for its memory, say.
     """
 
     def __init__(
@@ -212,6 +220,25 @@ class Loader:
         self._prints.append(own.print)
         if own.print == loaded.print:
             return loaded
+        self._give_up_workers(f"batch {self._next} came as a repetition of an earlier one", "came twice")
+        return own
+
+    def _load(self) -> _Loaded:
+        if self.config.num_workers == 0 or self._num_restarts >= _RESTARTS:
+            return self._batches[self._next]
+        try:
+            if self._stream is None:
+                self._stream = self._start_workers()
+            return next(self._stream)
+        except RuntimeError as error:
+            if not str(error).startswith(_DIED):
+                raise
+            log.warning("%s", error)
+            self._give_up_workers(f"a data worker died before batch {self._next}", "is missing")
+            return self._batches[self._next]
+
+    def _give_up_workers(self, what: str, spared: str) -> None:
+        """They are started anew for the batch after this one, or never again."""
         self.close()
         self._num_restarts += 1
         done = (
@@ -219,16 +246,7 @@ class Loader:
             if self._num_restarts < _RESTARTS
             else "this process loads by itself from here on"
         )
-        words = f"batch {self._next} came as a repetition of an earlier one; {done}, and nothing came twice"
-        self._remarks.append(Remark("", words, self._num_restarts))
-        return own
-
-    def _load(self) -> _Loaded:
-        if self.config.num_workers == 0 or self._num_restarts >= _RESTARTS:
-            return self._batches[self._next]
-        if self._stream is None:
-            self._stream = self._start_workers()
-        return next(self._stream)
+        self._remarks.append(Remark("", f"{what}; {done}, and nothing {spared}", self._num_restarts))
 
     def _start_workers(self) -> Iterator[_Loaded]:
         loader: DataLoader[_Loaded] = DataLoader(
@@ -239,7 +257,25 @@ class Loader:
             collate_fn=_as_is,
             generator=torch.Generator(),  # else starting workers would draw from torch's global one
         )
-        return iter(loader)
+        with _deaths_are_no_signals():
+            return iter(loader)
+
+
+@contextmanager
+def _deaths_are_no_signals() -> Iterator[None]:
+    """Keep SIGCHLD as it is: torch's handler raises wherever the main thread stands, amid an update, say.
+
+    Without it a worker's death is seen where its next batch is waited for, within 5 s.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    known = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if known is not None:  # one that was set outside of Python can't be put back
+            signal.signal(signal.SIGCHLD, known)
 
 
 class _Batches(Dataset[_Loaded]):

@@ -290,6 +290,12 @@ CATALOGUE: Sequence[Drill] = (
         {**process.HANGS_SOON, **_ONE_WORKER},
     ),
     Drill(
+        *("F41", "killed-worker", "the system kills the data worker"),
+        process.killed_worker,
+        Expect("L", late=4, recovery="the loader restarted at its position; no batch is missing"),
+        _ONE_WORKER,
+    ),
+    Drill(
         *("F41", "hang-in-c", "a call that nothing can interrupt"),
         process.UnfreeableHang,
         Expect("H", recovery="stacks are told; the process ends, its successor resumes"),

@@ -92,13 +92,17 @@ def _run_all(numbers: Sequence[int], config: Config) -> Iterator[tuple[int, Judg
         yield from ((number, run_one(number, config)) for number in numbers)
         return
     # not forked: torch's threads and the checkpoint writer's would not come along
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet) as pool:
+    context, method = multiprocessing.get_context("spawn"), multiprocessing.get_start_method()
+    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(method,)) as pool:
         under_way = {pool.submit(run_one, number, config): number for number in numbers}
         for done in as_completed(under_way):
             yield under_way[done], done.result()
 
 
-def _quiet() -> None:
-    """Faults are told in the table; what the runs say of themselves is in their folders."""
+def _begin(method: str) -> None:
+    """In a process of the pool: data workers start as in any run, and not as this process did.
+
+    Faults are told in the table; what the runs say of themselves is in their folders.
+    """
+    multiprocessing.set_start_method(method, force=True)
     logging.disable(logging.CRITICAL)

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -52,6 +53,16 @@ class StuckLoader:
             flag.touch()
 
         ground.train([Fault(self.at_step, Phase.FETCH, strike)], maps)
+
+
+def killed_worker(at_step: int) -> Fault:
+    """F41: the system kills the data worker for its memory."""
+
+    def strike(loop: Loop) -> None:
+        loader: Any = loop.state.loader
+        os.kill(loader._stream._workers[0].pid, signal.SIGKILL)
+
+    return Fault(at_step, Phase.FETCH, strike)
 
 
 def _stop_if_told(flag: Path, maps: DamagedMaps, item: Item, index: int) -> None:

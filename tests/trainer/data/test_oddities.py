@@ -1,6 +1,9 @@
 """Workers that repeat a batch are found out, odd items are told, and a map must belong to its condition."""
 
 import logging
+import os
+import re
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -78,6 +81,23 @@ def test_workers_that_are_no_better_when_started_anew_are_given_up(loader: Loade
         found += batches(loader, 2)
     assert found == expected[: len(found)]
     assert "this process loads by itself" in loader.take_remarks()[-1].words
+
+
+def test_a_worker_that_is_killed_costs_no_batch_and_no_step(loader: Any) -> None:
+    expected, before = (
+        batches(Loader(Numbers(), LoadingConfig(batch_size=2)), 9),
+        signal.getsignal(signal.SIGCHLD),
+    )
+    assert batches(loader, 2) == expected[:2]
+    (worker,) = loader._stream._workers
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    assert batches(loader, 7) == expected[2:]  # some lay ready; none is raised out of step
+    (told,) = loader.take_remarks()
+    assert re.match(
+        r"a data worker died before batch \d; the workers were started anew .* missing", told.words
+    )
+    assert signal.getsignal(signal.SIGCHLD) is before
 
 
 def test_a_data_set_of_one_item_repeats_itself_by_right() -> None:
