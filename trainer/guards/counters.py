@@ -45,7 +45,7 @@ class Counters:
         problems = [*self._left_course(view.watched, now), *self._average_left(now)]
         if problems:
             more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-            message = f"counters that can't be: {'; '.join(problems[:_NAMED])}{more}"
+            message = f"counters are wrong: {'; '.join(problems[:_NAMED])}{more}"
             return finding(self.name, view, Severity.CRITICAL, message, problems=len(problems))
         self._refer_to(now)
         return None

@@ -98,7 +98,7 @@ class Course:
         if lost <= needed or not is_sure or "divergence" in self._told:
             return None
         self._told.append("divergence")
-        words = f"has lost {100 * lost / gained:.0f} % of its gain; it was at {math.exp(self._best):.4g}"
+        words = f"rises from {math.exp(self._best):.4g}: it has lost {100 * lost / gained:.0f} % of its gain"
         return Sight("divergence", words, {"lost": lost, "gained": gained})
 
     def _plateau(self) -> Sight | None:
@@ -115,5 +115,5 @@ class Course:
         if change > self._config.flat_below or median(self._first) - levels[-1] > 3:
             return None
         self._told.append("plateau")
-        words = f"has changed by {100 * change:.2g} % over the last three quarters of the run"
+        words = f"stands still: over the last three quarters of the run it changed by {100 * change:.2g} %"
         return Sight("plateau", words, {"change": change, "noise": noise})

@@ -102,7 +102,9 @@ class Curve:
         self._zeros += 1
         if self._zeros != 3:
             return None
-        return Sight("collapse", f"exactly 0 three times, after {math.exp(usual):.4g}", {"loss": 0.0})
+        return Sight(
+            "collapse", f"is exactly 0 for the third time, after {math.exp(usual):.4g}", {"loss": 0.0}
+        )
 
 
 class _Level:

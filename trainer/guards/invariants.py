@@ -139,20 +139,20 @@ class Invariants:
     def _changed(self, now: _Look) -> Iterator[str]:
         for name, bits in now.constants.items():
             if self._constants.get(name, bits) != bits:
-                yield f"{name} is a constant and has changed"
+                yield f"a constant has changed: {name}"
 
     def _impossible(self, view: StepView, now: _Look) -> Iterator[str]:
         for adam in adam_parameters(view.watched):
             size = now.sizes[adam.name]
             if not adam.may_have_moments(size):
-                yield f"the moments of {adam.name} are not a mean of any gradients"
+                yield f"moments that are not a mean of any gradients: {adam.name}"
             if self._then is None or adam.name not in self._then.sizes:
                 continue
             steps, rates = self._path_of(adam)
             least = adam.least_second(self._then.sizes[adam.name].second, steps)
             if size.second < least:
                 yield (
-                    f"{adam.name} has forgotten its second moment: in sum {size.second:.3g}, and {least:.3g} "
+                    f"a second moment was forgotten: {adam.name}, in sum {size.second:.3g}, and {least:.3g} "
                     f"is the least that {steps} updates leave of it"
                 )
             before = self._then.sizes[adam.name]
@@ -160,12 +160,12 @@ class Invariants:
             bound = adam.bound(then, steps, rates)
             if not size.to_average <= (before.to_average + bound) * (1 + 1e-3):
                 yield (
-                    f"the average of {adam.name} is {size.to_average:.4g} away from it, where it was "
-                    f"{before.to_average:.4g}, and {bound:.3g} is the most that may have been added"
+                    f"averages are further from their weights than updates explain: {adam.name}, "
+                    f"{size.to_average:.4g} after {before.to_average:.4g}, and {bound:.3g} is the most to add"
                 )
             if not abs(size.weight - then) <= bound:
-                moved = f"its norm went from {then:.6g} to {size.weight:.6g}"
-                yield f"{adam.name} moved further than Adam can: {moved}, and {bound:.3g} is the most"
+                moved = f"{adam.name}, its norm from {then:.6g} to {size.weight:.6g}"
+                yield f"weights moved further than Adam can: {moved}, and {bound:.3g} is the most"
 
     def _path_of(self, adam: "AdamParameter") -> tuple[int, float]:
         """Updates since the last look and the sum of their rates, those not reported yet included."""
@@ -173,9 +173,19 @@ class Invariants:
         return steps + self._late, rates + self._late * _highest_rate(adam.optimizer)
 
     def _tell(self, view: StepView, problems: list[str]) -> Finding:
-        more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-        message = f"this can't be: {'; '.join(problems[:_NAMED])}{more}"
+        message = _in_words(problems)
         return finding(self.name, view, Severity.CRITICAL, message, problems=len(problems))
+
+
+def _in_words(problems: list[str]) -> str:
+    """What is wrong, each thing once, before which tensors; each problem says it as ``what: which``."""
+    which: dict[str, list[str]] = {}
+    for problem in problems:
+        what, _, details = problem.partition(": ")
+        which.setdefault(what, []).append(details)
+    named = "; ".join(f"{what}: {'; '.join(some[:_NAMED])}" for what, some in which.items())
+    left = sum(max(len(some) - _NAMED, 0) for some in which.values())
+    return named + (f"; and {left} more" if left else "")
 
 
 def fingerprint(tensor: Tensor) -> Tensor:

@@ -213,8 +213,8 @@ class Spike:
         flagged, steps = sum(self._flags), len(self._flags)
         self._forget()
         message = (
-            f"{self.objective}: {flagged} of the last {steps} steps stood out, so this is no spike but a new "
-            f"regime; it is learned anew, and for {self._config.warm_up} steps no spike is refused"
+            f"{self.objective}: a new regime, no spike: {flagged} of the last {steps} steps stood out; it is "
+            f"learned anew, and for {self._config.warm_up} steps no spike is refused"
         )
         return finding("spike", view, Severity.WARNING, message, flagged=flagged)
 
