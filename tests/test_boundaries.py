@@ -55,11 +55,18 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.watchdog": ("trainer.section",),
     "trainer.taken": ("shared", "trainer.guards"),
     "trainer.news": ("shared",),
+    "trainer.stopped": (
+        *("shared", "trainer.files", "trainer.incident", "trainer.record", "trainer.reporting"),
+    ),
+    "trainer.judging": (
+        *("shared", "trainer.errors", "trainer.guards", "trainer.incident", "trainer.news"),
+        *("trainer.recovery", "trainer.reporting", "trainer.state"),
+    ),
     "trainer.loop": (
         *("shared", "trainer.checkpoint", "trainer.errors", "trainer.guards", "trainer.incident"),
         *("trainer.held", "trainer.objective", "trainer.orders", "trainer.precision", "trainer.probe"),
         *("trainer.recovery", "trainer.refusals", "trainer.reporting", "trainer.state", "trainer.watchdog"),
-        *("trainer.news", "trainer.taken"),
+        *("trainer.judging", "trainer.news", "trainer.stopped", "trainer.taken"),
     ),
     "monitor_service.settings": (),
     "monitor_service.tables": (),

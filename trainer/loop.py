@@ -16,11 +16,12 @@ from shared.events import Finding, RunEnded
 from trainer.checkpoint import Rung
 from trainer.errors import RunStopped
 from trainer.guards.at_rest import AtRest, AtRestConfig
-from trainer.guards.base import StepLosses, StepView, Verdict, Vitals, Watched, verdict_on
+from trainer.guards.base import StepLosses, Vitals, Watched
 from trainer.guards.culprit import Randomness
 from trainer.guards.pieces import combine, piece_of
 from trainer.held import HeldModes
 from trainer.incident import Incidents
+from trainer.judging import Judging
 from trainer.news import News, mended, merged, remarks
 from trainer.objective import Objective
 from trainer.orders import Orders
@@ -30,6 +31,7 @@ from trainer.recovery import Recovery, Trigger
 from trainer.refusals import Refusals
 from trainer.reporting import Reporter
 from trainer.state import TrainState
+from trainer.stopped import leave_report
 from trainer.taken import Batch, Taken
 from trainer.watchdog import Hung
 
@@ -94,7 +96,7 @@ class Loop:
         self._under_way: deque[Taken] = deque()
         applied = {name: meter.applied for name, meter in state.meters.items()}
         self._watched = Watched(state.model, state.optimizers, state.ema.tensors, applied, self._averaged)
-        self._last_view: StepView | None = None
+        self._judging = Judging(self, self._watched, recovery, reporter, incidents)
         self._stop_reason: str | None = None
         self._wish: str | None = None
         self._num_left_out = 0
@@ -115,7 +117,7 @@ class Loop:
             self.recovery.keep_last()
             self.refusals.incidents.end("healed")
         except RunStopped as stop:
-            self.refusals.stopped(self, str(stop))
+            leave_report(self.refusals.incidents, self.reporter, self.state.step, str(stop))
             raise
         finally:
             self.recovery.close()
@@ -287,24 +289,8 @@ class Loop:
         self.recovery.save()
 
     def is_sound(self) -> bool:
-        """Whether the state, all of it judged, passes a scan now; where it does not, the run goes back.
-
-        For what is kept outside of the schedule: the steps since the last scan may have left anything.
-
-        Raises:
-            RunStopped: see ``Recovery.go_back``.
-        """
-        self.settle()
-        own = () if self._last_view is None else self.state.panel.scan(self._last_view)
-        problems = self._of_all(own)
-        for problem in problems:
-            self.reporter.finding(problem)
-        if problems:
-            self.refusals.incidents.alarm(
-                self.state.step, problems[0].guard, problems[0].message, kind="weights"
-            )
-            self.go_back(problems[0].message, "guard")
-        return not problems
+        """Whether the state passes a scan now; where it does not, the run goes back: see ``Judging``."""
+        return self._judging.is_sound()
 
     def _averaged(self) -> tuple[Tensor, Tensor]:
         return self.state.ema.taken, self.state.ema.due_of(self.objectives[0].meter.applied)
@@ -348,10 +334,6 @@ class Loop:
         new, self._num_left_out = refused[self._num_left_out :], len(refused)
         return new
 
-    def _of_all(self, own: Sequence[Finding]) -> list[Finding]:
-        """What the guards of all ranks found: what one rank alone sees in its state concerns all of them."""
-        return merged(self.state.ranks.pool(own))
-
     def _enter(self, phase: Phase) -> None:
         for observer in self.observers:
             observer(phase, self)
@@ -382,43 +364,15 @@ class Loop:
     def _judge(self, taken: Taken) -> None:
         """What the guards say about one step, and what follows."""
         self.last = taken.vitals
-        refused = taken.vitals[0].refused
-        if refused and taken.is_replay:
+        if taken.is_replay and taken.vitals[0].refused:
             return  # told already when it was refused first
         if self.state.ranks.are_many and not taken.is_replay and taken.is_suspect:
             everyone = self.state.ranks.tell_all(taken.sample_ids)
             taken.sample_ids = tuple(name for ids in everyone for name in ids)
-        findings = self._of_all(self._ask_the_panel(taken))
-        verdict = max(map(verdict_on, findings), default=Verdict.PROCEED)
-        for finding in findings:
-            self.reporter.finding(finding)
+        judgement = self._judging.ask(taken.vitals, taken.sample_ids)
         seconds = time.perf_counter() - taken.begun
-        if refused:
-            self.reporter.skipped(taken.as_skip())
-        else:
-            self.reporter.applied(taken.vitals, seconds, taken.fetch_seconds)
-            self.state.step += 1
-        self.refusals.judged(self, taken, verdict, findings, seconds)
-        if verdict is Verdict.STOP:
-            raise RunStopped(max(findings, key=verdict_on).message)
-        if verdict >= Verdict.ROLL_BACK:
-            self.go_back(max(findings, key=verdict_on).message, "guard")
-            return
-        # a spike that is no error is a new level of loss, accepted: a row of refusals ends there
-        is_accepted = taken.vitals[0].reason == "spike" and verdict is Verdict.PROCEED
-        at_fault = taken.is_at_fault
-        if at_fault or not refused:  # a step that only the loss scale skipped says nothing of the run
-            self.recovery.judged(at_fault and not is_accepted, verdict is Verdict.PROCEED)
-
-    def _ask_the_panel(self, taken: Taken) -> list[Finding]:
-        # a state is scanned before it is kept: what a snapshot holds must be worth returning to
-        alarm = self.recovery.is_due(self.state.step + 1)
-        findings: list[Finding] = []
-        for vitals in taken.vitals:
-            view = StepView(vitals, taken.sample_ids, self._watched, alarm=alarm)
-            self._last_view = view
-            judgement = self.state.panel.judge(view)
-            findings.extend(judgement.findings)
-            if judgement.verdict >= Verdict.ROLL_BACK:
-                break  # the state is corrupt: the other objectives' scans would only say so again
-        return findings
+        self._judging.tell(
+            judgement, taken.vitals, taken.sample_ids, seconds=seconds, fetch_seconds=taken.fetch_seconds
+        )
+        self.refusals.judged(self, taken, judgement, seconds)
+        self._judging.follow(judgement, taken.vitals)

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 from shared.events import Finding, Severity
 from trainer.guards.base import Verdict, Vitals, verdict_on
 from trainer.guards.culprit import Accusation, Culprit
+from trainer.guards.panel import Judgement
 from trainer.incident import Evidence, Incidents
 from trainer.pictures import picture, tiles_of_sample
 from trainer.recovery import Recovery
 from trainer.reporting import Reporter
 from trainer.sharding import is_sharded, whole
-from trainer.stopped import REPORT, write_report
 from trainer.taken import Taken
 
 if TYPE_CHECKING:
@@ -47,14 +47,9 @@ class Refusals:
         self._waiting: deque[tuple[Taken, list[Finding]]] = deque()
         self._in_spikes = False
 
-    def judged(
-        self, loop: Loop, taken: Taken, verdict: Verdict, findings: Sequence[Finding], seconds: float
-    ) -> None:
+    def judged(self, loop: Loop, taken: Taken, judgement: Judgement, seconds: float) -> None:
         """Hear what the guards said of a step, before anything follows from it."""
-        vitals = taken.vitals[0]
-        for finding in findings:
-            if finding.reading.get("predicts") == "divergence":
-                self._recovery.ease(finding.step, finding.message)
+        vitals, verdict, findings = taken.vitals[0], judgement.verdict, judgement.findings
         if verdict >= Verdict.ROLL_BACK:
             evidence = self._evidence(loop, taken)
             self._alarm(taken, list(findings), Verdict.ROLL_BACK, evidence=evidence)
@@ -75,20 +70,6 @@ class Refusals:
             loop.hear_all()
             if self._waiting:
                 self._again(loop, *self._waiting.popleft())
-
-    def stopped(self, loop: Loop, reason: str) -> None:
-        """Nothing is left to try: the run's open incidents end here, and there is one at least."""
-        last = next((one for one in reversed(self._reporter.record.findings)), None)
-        guard = last.guard if last else "recovery"
-        self.incidents.alarm(loop.state.step, guard, reason)
-        self.incidents.end("stopped")
-        if not self._reporter.is_heard:
-            return
-        run, record = self._reporter.run, self._reporter.record
-        try:
-            write_report(self.incidents.folder, run, loop.state.step, reason, record)
-        except OSError as error:
-            log.warning("run %s: cannot write %s: %s", run, REPORT, error)
 
     def _again(self, loop: Loop, taken: Taken, findings: list[Finding]) -> None:
         begun, attempt = time.perf_counter(), self._reporter.record.attempt

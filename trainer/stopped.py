@@ -1,16 +1,35 @@
 """The page that a stopped run leaves: why it stopped, what went before, and what would do."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from shared.events import Change, Incident, Rollback
 from trainer.files import replace_file
+from trainer.incident import Incidents
 from trainer.record import RunRecord
+from trainer.reporting import Reporter
+
+log = logging.getLogger(__name__)
 
 REPORT = "stopped.txt"
 """Its name in the stage's folder; ``record.json`` beside it holds the same for programs."""
 
 _SHOWN = 20
+
+
+def leave_report(incidents: Incidents, reporter: Reporter, step: int, reason: str) -> None:
+    """Nothing is left to try: the run's open incidents end here, and there is one at least."""
+    record = reporter.record
+    guard = record.findings[-1].guard if record.findings else "recovery"
+    incidents.alarm(step, guard, reason)
+    incidents.end("stopped")
+    if not reporter.is_heard:
+        return
+    try:
+        write_report(incidents.folder, reporter.run, step, reason, record)
+    except OSError as error:
+        log.warning("run %s: cannot write %s: %s", reporter.run, REPORT, error)
 
 
 def write_report(folder: Path, run: str, step: int, reason: str, record: RunRecord) -> None:

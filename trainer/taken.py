@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.events import StepSkipped
 from trainer.guards.base import Vitals
 from trainer.guards.culprit import Randomness
 
@@ -31,20 +30,4 @@ class Taken:
         return any(
             one.refused or not all(map(math.isfinite, (one.loss, one.grad_norm, *one.parts.values())))
             for one in self.vitals
-        )
-
-    @property
-    def is_at_fault(self) -> bool:
-        """Whether one of its objectives was refused for a reason of its own."""
-        return any(one.is_at_fault for one in self.vitals)
-
-    def as_skip(self) -> StepSkipped:
-        """The event of its refusal."""
-        first = self.vitals[0]
-        return StepSkipped(
-            step=first.step,
-            reason=first.reason or "spike",
-            loss=first.loss,
-            grad_norm=first.grad_norm,
-            sample_ids=self.sample_ids,
         )

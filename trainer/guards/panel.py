@@ -21,6 +21,11 @@ class Judgement:
     verdict: Verdict
     findings: tuple[Finding, ...]
 
+    @property
+    def gravest(self) -> Finding | None:
+        """The first finding that nothing outweighs."""
+        return max(self.findings, key=verdict_on, default=None)
+
 
 @runtime_checkable
 class Rebasing(Protocol):

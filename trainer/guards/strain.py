@@ -38,7 +38,7 @@ class Strain:
     """Looks at the updates of ``optimizers``, once in ``every`` steps; costs a division in the others.
 
     Reads nothing from the device. What can't be measured is NaN: a matrix that is 0 throughout, or second
-    moments that the optimizer doesn't have. With sharded weights each rank takes part in each look.
+    moments that the optimizer doesn't have in a matrix's own shape, with a step count and beta2 beside them. With sharded weights each rank takes part in each look.
 
     Raises:
         ValueError: ``every`` below 1.
@@ -88,12 +88,13 @@ class Strain:
         return matrices[:: max(1, -(-len(matrices) // _MATRICES))]
 
     def _moment_lag(self, chosen: Sequence[tuple[_Group, Tensor]], divisor: Tensor) -> Tensor:
-        held = [(group, p) for group, p in chosen if "exp_avg_sq" in group.optimizer.state.get(p, {})]
+        held = [(group, p) for group, p in chosen if _has_second_moments(group, p)]
         if not held:
             return divisor.new_full((), torch.nan)
         states = [group.optimizer.state[parameter] for group, parameter in held]
         seconds = torch.stack([one.sum() for one in _samples([state["exp_avg_sq"] for state in states])])
-        bias = 1 - held[0][0].options["betas"][1] ** states[0]["step"]  # moments that began together share it
+        count = states[0]["step"]  # moments that began together share it; some optimizers count on the host
+        bias = 1 - torch.as_tensor(held[0][0].options["betas"][1]) ** count
         squares = self._sum_of_squares(_samples([p.grad for _, p in held if p.grad is not None]))
         lag: Tensor = _largest(squares, self._whole(seconds)) * bias.sqrt() / divisor
         return lag
@@ -105,6 +106,14 @@ class Strain:
         if self._add is not None:
             self._add(sums)
         return sums
+
+
+def _has_second_moments(group: _Group, parameter: Tensor) -> bool:
+    """Whether its optimizer keeps them as Adam does; another may use the names for something else."""
+    state = group.optimizer.state.get(parameter, {})
+    second, betas = state.get("exp_avg_sq"), group.options.get("betas", ())
+    is_whole = isinstance(second, Tensor) and second.shape == parameter.shape
+    return is_whole and "step" in state and len(betas) > 1
 
 
 def _samples(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -16,6 +16,7 @@ parameter groups during ``optimizer.step()`` only, so schedulers never see it.
 
 import logging
 import time
+from contextlib import ExitStack
 from typing import Literal
 
 import torch
@@ -23,25 +24,29 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from shared.base import utc_now
-from shared.events import Finding, RunEnded, StepSkipped
+from shared.events import RunEnded
 from shared.exchange import RunSpec
 from trainer.all_guards import all_guards
 from trainer.errors import ConfigError, RunStopped
-from trainer.guards.base import StepView, Verdict, Vitals, Watched, verdict_on
+from trainer.guards.base import Verdict, Vitals, Watched
 from trainer.guards.host_meter import HostMeter
 from trainer.guards.limits import Limits
+from trainer.guards.panel import Judgement
 from trainer.guards.spike import Spike
 from trainer.incident import Incidents
 from trainer.integrations.foreign import ForeignData, ForeignLosses, meter_for, no_average, record_in
 from trainer.integrations.settings import CompanionConfig
+from trainer.judging import Judging
 from trainer.link.client import Link
 from trainer.orders import Orders
 from trainer.recovery import Recovery, Trigger
 from trainer.reporting import Reporter
 from trainer.state import TrainState
-from trainer.stopped import write_report
+from trainer.stopped import leave_report
 
 log = logging.getLogger(__name__)
+
+Ending = Literal["finished", "stopped", "failed"]
 
 _LOSS = "loss"
 
@@ -87,8 +92,7 @@ class Companion:
         self._begun = self._noted = time.perf_counter()
         self._eased = torch.ones((), dtype=torch.float64)
         self._rates: list[float | Tensor] = []
-        self._has_way_back = False
-        self._last_view: StepView | None = None
+        self._has_way_back = self._is_over = False
         self.stop_reason: str | None = None
         self._hook = optimizer.register_step_post_hook(self._applied)
 
@@ -115,6 +119,7 @@ class Companion:
         self.incidents = Incidents(
             self.config.recovery.incidents, self.reporter, folder, {"run": self.config.run}
         )
+        self._judging = Judging(self, self._watched, self.recovery, self.reporter, self.incidents)
         self._orders = Orders(self.reporter)
         self.recovery.ring.invalidate_after(step, record.attempt)
         self.state.panel.rebase(self._watched)
@@ -160,19 +165,31 @@ class Companion:
             self.recovery.collect()
             self._orders.carry_out(self, self.reporter.link.commands())
         except RunStopped as stop:
-            self._give_up(str(stop))
+            leave_report(self.incidents, self.reporter, self.state.step, str(stop))
             raise
 
-    def end(self, status: Literal["finished", "stopped", "failed"], message: str = "") -> None:
-        """The training is over. Keeps its last state, unless it failed, and delivers what is left to tell."""
-        if self._has_way_back and status != "failed" and self.is_sound():
-            self.recovery.keep_last()
-            self.incidents.end("healed")
-        self.recovery.close()
-        self._hook.remove()
-        told = self.stop_reason or message
-        self.reporter.ended(RunEnded(step=self.state.step, status=status, message=told))
-        self.reporter.link.close()
+    def end(self, status: Ending, message: str = "") -> None:
+        """The training is over: keep its last state, unless it failed, and deliver what is left to tell.
+
+        A last state that is corrupt goes back once more, and then the training is told as stopped: the steps
+        that were lost are missing, and nobody makes up for them. Does nothing the second time.
+
+        Raises:
+            RunStopped: it is corrupt, and the ladder of recovery has no rung left. Told as failed.
+        """
+        if self._is_over:
+            return
+        self._is_over, told = True, self.stop_reason or message
+        try:
+            if status != "failed" and (lost := self._keep_the_end()):
+                status, told = "stopped", "; ".join(filter(None, (told, lost)))
+        except Exception as error:
+            status, told = "failed", str(error) or type(error).__name__
+            if isinstance(error, RunStopped):
+                leave_report(self.incidents, self.reporter, self.state.step, told)
+            raise
+        finally:
+            self._close(RunEnded(step=self.state.step, status=status, message=told))
 
     def settle(self) -> None:
         """Wait until every update has been judged."""
@@ -180,15 +197,7 @@ class Companion:
 
     def is_sound(self) -> bool:
         """Whether the state passes a scan now; where it does not, the run goes back."""
-        self.settle()
-        if self._last_view is None:
-            return True
-        problems = self.state.panel.scan(self._last_view)
-        for problem in problems:
-            self.reporter.finding(problem)
-        if problems:
-            self._go_back_for(problems[0])
-        return not problems
+        return self._judging.is_sound()
 
     def save_checkpoint(self) -> None:
         """Hand a checkpoint of the present state to the writer."""
@@ -206,7 +215,13 @@ class Companion:
         command: str | None = None,
         at_most: int | None = None,
     ) -> None:
-        """Restore an earlier state; the framework's data and schedule go on from where they are."""
+        """Restore an earlier state; the framework's data and schedule go on from where they are.
+
+        Raises:
+            RunStopped, NoValidCheckpoint: see ``Recovery.go_back``.
+        """
+        if trigger == "guard" and not self._has_way_back:
+            raise RunStopped(f"corrupt before there was anything to go back to: {reason}")
         try:
             rollback = self.recovery.go_back(
                 reason, trigger, command=command, at_most=at_most, incident=self.incidents.current
@@ -214,6 +229,27 @@ class Companion:
             self.incidents.went_back(rollback)
         finally:
             self.state.panel.rebase(self._watched)
+
+    def _keep_the_end(self) -> str:
+        """Keep the last state, or the one before it that is sound; in words what that cost, if anything."""
+        attempt = self.reporter.record.attempt
+        self.settle()
+        if self._has_way_back:
+            self.is_sound()
+            self.recovery.keep_last()
+            self.incidents.end("healed")
+        if self.reporter.record.attempt == attempt:
+            return ""
+        back = self.reporter.record.rollbacks[-1]
+        return f"the end was corrupt, so it went back from step {back.from_step} to {back.to_step}"
+
+    def _close(self, last_word: RunEnded) -> None:
+        """Each of these, whatever becomes of the others."""
+        with ExitStack() as closing:
+            closing.callback(self.reporter.link.close)
+            closing.callback(self.reporter.ended, last_word)
+            closing.callback(self._hook.remove)
+            self.recovery.close()
 
     def _applied(self, *_: object) -> None:
         """Right after ``optimizer.step()``, and before any scheduler looks at the learning rate."""
@@ -226,47 +262,35 @@ class Companion:
         self._loss = None
 
     def _judge_arrived(self, wait: bool = False) -> None:
+        attempt = self.reporter.record.attempt
         for vitals in self.meter.arrived(wait=wait):
+            if self.reporter.record.attempt != attempt:
+                return  # it has gone back: the others are of the stretch that was given up
             self._judge(vitals)
 
     def _judge(self, vitals: Vitals) -> None:
-        self._last_view = StepView(vitals, (), self._watched, alarm=self._is_due_after(vitals))
-        judgement = self.state.panel.judge(self._last_view)
-        for finding in judgement.findings:
-            self.reporter.finding(finding)
-        self._tell_step(vitals)
-        if judgement.verdict is Verdict.STOP:
-            raise RunStopped(max(judgement.findings, key=verdict_on).message)
-        for one in judgement.findings:
-            if one.reading.get("predicts") == "divergence":
-                self.recovery.ease(one.step, one.message)
-        if judgement.verdict >= Verdict.ROLL_BACK:
-            self._go_back_for(max(judgement.findings, key=verdict_on))
-            return
-        if vitals.refused:
-            worst = max(judgement.findings, key=verdict_on, default=None)
-            words = worst.message if worst else f"refused ({vitals.reason})"
-            self.incidents.alarm(vitals.step, worst.guard if worst else "meter", words)
+        judgement, now = self._judging.ask([vitals]), time.perf_counter()
+        seconds, fetch_seconds = now - self._noted, max(self._begun - self._noted, 0.0)
+        self._judging.tell(judgement, [vitals], seconds=seconds, fetch_seconds=fetch_seconds)
+        if not vitals.refused:
+            self._noted = now
+        self._follow_incidents(judgement, vitals)
+        self._judging.follow(judgement, [vitals])
+
+    def _follow_incidents(self, judgement: Judgement, vitals: Vitals) -> None:
+        """Before anything follows from a step: whether it is part of a fault."""
+        corrupt, gravest = judgement.verdict >= Verdict.ROLL_BACK, judgement.gravest
+        if corrupt or vitals.refused:
+            self.incidents.alarm(
+                vitals.step,
+                gravest.guard if gravest else "meter",
+                gravest.message if gravest else f"refused ({vitals.reason})",
+                kind="weights" if corrupt else "unknown",
+                onset=self.recovery.kept_at if corrupt and not vitals.refused else None,
+                reading=gravest.reading if gravest else None,
+            )
         elif judgement.verdict is Verdict.PROCEED:
             self.incidents.healthy([vitals], time.perf_counter() - self._begun)
-        is_accepted = vitals.reason == "spike" and judgement.verdict is Verdict.PROCEED
-        self.recovery.judged(vitals.is_at_fault and not is_accepted, judgement.verdict is Verdict.PROCEED)
-
-    def _tell_step(self, vitals: Vitals) -> None:
-        if vitals.refused:
-            self.reporter.skipped(
-                StepSkipped(
-                    step=vitals.step,
-                    reason=vitals.reason or "spike",
-                    loss=vitals.loss,
-                    grad_norm=vitals.grad_norm,
-                )
-            )
-            return
-        now = time.perf_counter()
-        self.reporter.applied([vitals], now - self._noted, max(self._begun - self._noted, 0.0))
-        self._noted = now
-        self.state.step += 1
 
     def _open_the_way_back(self) -> None:
         """The first snapshot: of a state that was judged, and that nothing speaks against."""
@@ -274,29 +298,6 @@ class Companion:
             self._has_way_back = True
             self.recovery.begin()
 
-    def _go_back_for(self, finding: Finding) -> None:
-        if not self._has_way_back:
-            raise RunStopped(f"corrupt before there was anything to go back to: {finding.message}")
-        onset = self.recovery.kept_at
-        self.incidents.alarm(
-            self.state.step,
-            finding.guard,
-            finding.message,
-            kind="weights",
-            onset=onset,
-            reading=finding.reading,
-        )
-        self.go_back(finding.message, "guard")
-
-    def _is_due_after(self, vitals: Vitals) -> bool:
-        """A state is scanned before it is kept: what a snapshot holds must be worth returning to."""
-        return self._has_way_back and not vitals.refused and self.recovery.is_due(self.state.step + 1)
-
     def _set_rates(self, rates: list[float | Tensor]) -> None:
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-
-    def _give_up(self, reason: str) -> None:
-        self.incidents.alarm(self.state.step, "recovery", reason)
-        self.incidents.end("stopped")
-        write_report(self.config.folder, self.config.run, self.state.step, reason, self.reporter.record)

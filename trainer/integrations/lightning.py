@@ -26,10 +26,11 @@ class TrainHealth(Callback):
     def __init__(self, config: CompanionConfig) -> None:
         self.config = config
         self.companion: Companion | None = None
+        self._clip: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         optimizer = _only_optimizer(trainer, pl_module)
-        clip = _take_over_clipping(trainer)
+        clip = self._take_over_clipping(trainer)
         words = f"lightning {lightning.__version__}"
         companion = Companion(self.config, pl_module, optimizer, max_norm=clip, framework=words)
         total = trainer.estimated_stepping_batches
@@ -64,11 +65,27 @@ class TrainHealth(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.companion is not None
+        self._give_back_clipping(trainer)
         self.companion.end("finished" if self.companion.stop_reason is None else "stopped")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._give_back_clipping(trainer)
         if self.companion is not None:
             self.companion.end("failed", str(exception) or type(exception).__name__)
+
+    def _take_over_clipping(self, trainer: Trainer) -> float | None:
+        if trainer.gradient_clip_algorithm not in (None, "norm"):
+            raise ConfigError(
+                "gradient_clip_algorithm is not 'norm'; only the norm can be clipped from beside"
+            )
+        clip = self._clip = trainer.gradient_clip_val
+        trainer.gradient_clip_val = None
+        return None if not clip else float(clip)
+
+    def _give_back_clipping(self, trainer: Trainer) -> None:
+        """What was taken over; nothing the second time."""
+        if self._clip is not None:
+            trainer.gradient_clip_val, self._clip = self._clip, None
 
 
 def _only_optimizer(trainer: Trainer, module: LightningModule) -> Optimizer:
@@ -83,10 +100,3 @@ def _only_optimizer(trainer: Trainer, module: LightningModule) -> Optimizer:
             "use bf16-mixed or 32-true"
         )
     return trainer.optimizers[0]
-
-
-def _take_over_clipping(trainer: Trainer) -> float | None:
-    if trainer.gradient_clip_algorithm not in (None, "norm"):
-        raise ConfigError("gradient_clip_algorithm is not 'norm'; only the norm can be clipped from beside")
-    clip, trainer.gradient_clip_val = trainer.gradient_clip_val, None
-    return None if not clip else float(clip)

@@ -232,3 +232,75 @@ def test_a_training_that_goes_on_elsewhere_gives_up_what_lies_ahead(tmp_path: Pa
     again.train(5)
     assert again.companion.state.step == 30
     again.companion.end("finished")
+
+
+def end_status(loop: Loop) -> str | None:
+    return loop.companion.reporter.record.status
+
+
+def test_an_end_in_corrupt_weights_goes_back_once_more_and_is_told_as_stopped(
+    loop_with: Callable[..., Loop], caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = loop_with(AdamW, fused=True)
+    loop.train(25)
+    spoiled_at(25)(loop, 25)
+    with caplog.at_level("INFO"):
+        loop.companion.end("finished")
+    assert end_status(loop) == "stopped"
+    assert "the end was corrupt, so it went back from step 25 to 21" in caplog.text
+    assert all(bool(tensor.isfinite().all()) for tensor in loop.weights().values())
+    assert max(loop.companion.recovery.ring.steps()) == 21
+
+
+def test_an_end_without_a_rung_left_raises_is_told_as_failed_and_leaves_a_report(
+    loop_with: Callable[..., Loop],
+) -> None:
+    loop = loop_with(AdamW, fused=True, recovery={"ladder": LadderConfig(max_rollbacks=0)})
+    loop.train(25)
+    spoiled_at(25)(loop, 25)
+    with pytest.raises(RunStopped):
+        loop.companion.end("finished")
+    assert end_status(loop) == "failed"
+    assert (loop.companion.config.folder / "stopped.txt").is_file()
+    assert not loop.optimizer._optimizer_step_post_hooks  # type: ignore[attr-defined]
+    loop.companion.end("finished")
+    assert end_status(loop) == "failed", "and what is said a second time is not heard"
+
+
+@pytest.mark.usefixtures("late_numbers")
+def test_numbers_that_come_late_refuse_report_and_go_back_all_the_same(
+    loop_with: Callable[..., Loop],
+) -> None:
+    loop = loop_with(AdamW, fused=True)
+
+    def disturb(one: Loop, number: int) -> None:
+        nan_gradient_at(12)(one, number)
+        spoiled_at(30)(one, number)
+
+    loop.train(60, disturb)
+    loop.companion.settle()
+    record = loop.companion.reporter.record
+    assert record.skips[0].step == 12
+    (back,) = record.rollbacks
+    assert back.source == "snapshot"
+    assert back.from_step <= 33, "heard of two steps later"
+    assert loop.companion.state.step == int(loop.companion.meter.applied)
+    assert all(bool(tensor.isfinite().all()) for tensor in loop.weights().values())
+
+
+@pytest.mark.usefixtures("late_numbers")
+def test_a_late_number_of_the_stretch_that_was_given_up_counts_for_nothing(
+    loop_with: Callable[..., Loop],
+) -> None:
+    """The refused update sounds the alarm while an applied one, of corrupt weights, is still under way."""
+    loop = loop_with(AdamW, fused=True)
+
+    def disturb(one: Loop, number: int) -> None:
+        nan_gradient_at(18)(one, number)
+        if number == 19:
+            one.model[0].weight.data.mul_(1000)
+
+    loop.train(20, disturb)
+    loop.companion.settle()
+    (back,) = loop.companion.reporter.record.rollbacks
+    assert loop.companion.state.step == back.to_step == int(loop.companion.meter.applied)
