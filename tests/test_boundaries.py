@@ -39,8 +39,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.common_ring": ("trainer.checkpoint", "trainer.ranks"),
     "trainer.state": (
         *("trainer.guards", "trainer.checkpoint", "trainer.ema", "trainer.ranks", "trainer.section"),
-        "trainer.sharding",
+        *("trainer.random_states", "trainer.sharding"),
     ),
+    "trainer.random_states": (),
     "trainer.reporting": ("shared", "trainer.guards", "trainer.link", "trainer.record"),
     "trainer.factors": ("shared", "trainer.section"),
     "trainer.incident": (

@@ -1,7 +1,5 @@
 """Draws a few held-out maps whenever a checkpoint is kept, so that people see what the numbers mean."""
 
-import logging
-
 import torch
 from torch import Tensor
 
@@ -14,8 +12,7 @@ from trainer.pictures import picture
 from trainer.radiodiff.diffusion import LatentDiffusion
 from trainer.radiodiff.metrics import score_maps
 from trainer.sharding import is_sharded
-
-log = logging.getLogger(__name__)
+from trainer.watchdog import Hung
 
 
 class Drawer:
@@ -40,8 +37,10 @@ class Drawer:
             return
         try:
             self._draw(loop, kept_at)
-        except RuntimeError as error:  # torch: no memory left, for example
-            log.warning("run %s step %d: no maps drawn from now on: %s", loop.reporter.run, kept_at, error)
+        except Hung:  # the loop's to answer: it knows what a phase that was cut short has left behind
+            raise
+        except Exception as error:  # no memory left, a map that can't be read
+            loop.reporter.shows_no_more(loop.state.step, "maps drawn", error)
             self._num_maps = 0
 
     def _draw(self, loop: Loop, step: int) -> None:

@@ -27,6 +27,7 @@ from trainer.recovery import Recovery
 from trainer.reporting import Reporter
 from trainer.sharding import is_sharded, whole
 from trainer.taken import Taken
+from trainer.watchdog import Hung
 
 if TYPE_CHECKING:
     from trainer.loop import Loop
@@ -45,7 +46,7 @@ class Refusals:
         self._recovery, self._reporter, self.incidents = recovery, reporter, incidents
         self._replays = replay
         self._waiting: deque[tuple[Taken, list[Finding]]] = deque()
-        self._in_spikes = False
+        self._in_spikes, self._shows = False, True
 
     def judged(self, loop: Loop, taken: Taken, judgement: Judgement, seconds: float) -> None:
         """Hear what the guards said of a step, before anything follows from it."""
@@ -137,14 +138,23 @@ class Refusals:
 
     def _show(self, loop: Loop, taken: Taken, ids: Sequence[str], incident: str) -> None:
         """Send a picture of the first bad samples that this rank has."""
+        if not self._shows:
+            return
+        try:
+            self._send_pictures(taken, ids, incident, loop.state.step)
+        except Hung:  # the loop's to answer
+            raise
+        except Exception as error:  # whatever a sample is, that is bad
+            self._shows = False
+            self._reporter.shows_no_more(loop.state.step, "pictures of samples", error)
+
+    def _send_pictures(self, taken: Taken, ids: Sequence[str], incident: str, step: int) -> None:
         own: Sequence[str] = taken.batch["ids"]
         found = [(own.index(one), one) for one in ids if one in own][:_MOST_SHOWN]
         for number, (place, sample) in enumerate(found):
             name, title = f"sample-{incident}-{number}"[-100:], f"sample {sample}"
             tiles = tiles_of_sample(taken.batch, place)
-            event = (
-                picture(name, "sample", loop.state.step, title, tiles, incident=incident) if tiles else None
-            )
+            event = picture(name, "sample", step, title, tiles, incident=incident) if tiles else None
             if event is not None:
                 self._reporter.picture(event)
 

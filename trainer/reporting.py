@@ -107,6 +107,12 @@ class Reporter:
         del self.record.findings[:-_KEPT]
         self._tell(finding)
 
+    def shows_no_more(self, step: int, what: str, error: Exception) -> None:
+        """What is for show has failed, and is left out from now on: no reason to end a run."""
+        log.warning("run %s step %d: %s raised", self.run, step, what, exc_info=error)
+        words = f"no {what} from now on: {type(error).__name__}: {error}"
+        self.finding(Finding(step=step, guard="pictures", severity=Severity.INFO, message=words))
+
     def left_out(self, refused: Sequence[tuple[str, str]], step: int) -> None:
         """Samples and why they were left out of their batches; each is a finding once."""
         for name, reason in refused:

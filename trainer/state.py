@@ -1,11 +1,9 @@
 """Everything that must return together when a run goes back, all of it or nothing."""
 
-import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -16,11 +14,15 @@ from trainer.ema import Ema
 from trainer.guards.loss_scale import LossScale
 from trainer.guards.panel import Panel
 from trainer.guards.vitals import Meter
+from trainer.random_states import RandomState, in_words, random_facts, random_tensors
 from trainer.ranks import Ranks
 from trainer.section import Section
 from trainer.sharding import part_for, whole
 
 Parts = Mapping[str, Mapping[str, Tensor]]
+
+
+Number = float | int | bool | str | None
 
 
 class Facts(Section):
@@ -32,6 +34,8 @@ class Facts(Section):
     loss_scales: dict[str, list[float]] = Field(default_factory=dict)
     averaged: int | None = None
     """Updates that the average has taken in; a state of an earlier version does not tell."""
+    host_moments: dict[str, Number] = Field(default_factory=dict)
+    """What an optimizer keeps beside its tensors: a count of its own, say."""
     data: dict[str, Any]
     guards: dict[str, Any]
     random: dict[str, Any]
@@ -99,6 +103,7 @@ class TrainState:
             applied={name: int(meter.applied) for name, meter in self.meters.items()},
             loss_scales={name: scale.state_dict() for name, scale in self._loss_scales()},
             averaged=int(self.ema.taken),
+            host_moments=dict(self._host_moments()),
             data=self.loader.state_dict(),
             guards=self.panel.state_dict(),
             random=self._random_facts_of_all(),
@@ -111,7 +116,7 @@ class TrainState:
             for parameter, moments in optimizer.state.items():
                 if names[parameter].rpartition(".")[0] == module:
                     for key, value in moments.items():
-                        if key != "step":
+                        if key != "step" and isinstance(value, Tensor):
                             value.zero_()
 
     def restore(self, parts: Parts, facts: Mapping[str, Any]) -> None:
@@ -136,9 +141,10 @@ class TrainState:
             raise ValueError(
                 f"it counts updates of {list(saved.applied)}, this model has {list(self.meters)}"
             )
-        random_state = _RandomState.of(parts["random"], self._own_random_facts(saved.random))
+        random_state = RandomState.of(parts["random"], self._own_random_facts(saved.random))
         self._restore_memory(saved)
         _copy(parts, live)
+        self._restore_host_moments(saved.host_moments)
         self.model.zero_grad(set_to_none=True)
         for name, meter in self.meters.items():
             meter.restore(saved.applied[name], saved.iteration)
@@ -157,7 +163,7 @@ class TrainState:
             "model": dict(self.model.state_dict()),
             "ema": dict(self.ema.tensors),
             "optimizer": self._moments(),
-            "random": _random_tensors(self._device),
+            "random": random_tensors(self._device),
         }
 
     def _random_of_all(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -176,7 +182,7 @@ class TrainState:
         return dict(live) if is_new else {name: state for name, state in own.items() if state is not None}
 
     def _random_facts_of_all(self) -> dict[str, Any]:
-        first, *others = self.ranks.tell_all(_random_facts())
+        first, *others = self.ranks.tell_all(random_facts())
         return {**first, "others": others} if others else first
 
     def _own_random_facts(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -184,7 +190,7 @@ class TrainState:
             return saved
         others = saved.get("others", [])
         known: Mapping[str, Any] | None = next(iter(others[self.ranks.number - 1 : self.ranks.number]), None)
-        return _random_facts() if known is None else known
+        return random_facts() if known is None else known
 
     @property
     def _device(self) -> torch.device:
@@ -203,16 +209,35 @@ class TrainState:
         except Exception as error:  # whatever a guard makes of another version's memory
             self.loader.load_state_dict(position)
             self.panel.load_state_dict(memory)
-            raise ValueError(f"position or memory can't be taken over: {_in_words(error)}") from error
+            raise ValueError(f"position or memory can't be taken over: {in_words(error)}") from error
 
     def _moments(self) -> dict[str, Tensor]:
-        names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
         return {
-            f"{objective}/{names[parameter]}/{key}": value
-            for objective, optimizer in self.optimizers.items()
-            for parameter, state in optimizer.state.items()
-            for key, value in state.items()
+            name: state[key] for name, state, key in self._each_moment() if isinstance(state[key], Tensor)
         }
+
+    def _host_moments(self) -> Iterator[tuple[str, Number]]:
+        for name, state, key in self._each_moment():
+            if isinstance(state[key], Number):
+                yield name, state[key]
+            elif not isinstance(state[key], Tensor):
+                raise ValueError(
+                    f"the optimizer keeps {name} as a {type(state[key]).__name__}, which can't be saved; "
+                    "keep tensors, numbers or words there"
+                )
+
+    def _restore_host_moments(self, saved: Mapping[str, Number]) -> None:
+        for name, state, key in self._each_moment():
+            if name in saved:
+                state[key] = saved[name]
+
+    def _each_moment(self) -> Iterator[tuple[str, dict[str, Any], str]]:
+        """Name, the optimizer's state of that parameter, and the key in it."""
+        names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
+        for objective, optimizer in self.optimizers.items():
+            for parameter, state in optimizer.state.items():
+                for key in state:
+                    yield f"{objective}/{names[parameter]}/{key}", state, key
 
 
 def _copy(source: Parts, into: Parts) -> None:
@@ -224,58 +249,3 @@ def _copy(source: Parts, into: Parts) -> None:
 
 def _name_of(rank: int, name: str) -> str:
     return f"rank {rank} {name}" if rank else name
-
-
-def _in_words(error: Exception) -> str:
-    return f"there is no {error}" if isinstance(error, KeyError) else str(error)
-
-
-def _random_tensors(device: torch.device) -> dict[str, Tensor]:
-    """Of the host and of ``device`` alone: asking the other GPUs would cost memory on each, and a state with
-    theirs would fit no machine that has another number of them."""
-    states = {"torch": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _random_facts() -> dict[str, Any]:
-    version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "python": [version, list(words), gauss],
-        "numpy": [kind, [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
-    }
-
-
-@dataclass(frozen=True)
-class _RandomState:
-    """Random states of every kind, proved on generators of their own before any global one is touched."""
-
-    tensors: Mapping[str, Tensor]
-    python: tuple[Any, ...]
-    numpy: tuple[Any, ...]
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self:
-        """Raises ``ValueError`` where a generator would refuse its state."""
-        try:
-            version, words, gauss = facts["python"]
-            kind, keys, *rest = facts["numpy"]
-            state = cls(
-                tensors, (version, tuple(words), gauss), (kind, np.array(keys, dtype=np.uint32), *rest)
-            )
-            torch.Generator().set_state(tensors["torch"])
-            random.Random().setstate(state.python)
-            np.random.RandomState().set_state(state.numpy)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"the random states can't be taken over: {_in_words(error)}") from error
-        return state
-
-    def set(self, device: torch.device) -> None:
-        """Make them the global ones, and that of ``device``."""
-        torch.set_rng_state(self.tensors["torch"])
-        if "cuda" in self.tensors:
-            torch.cuda.set_rng_state(self.tensors["cuda"], device)
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)

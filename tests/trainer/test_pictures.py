@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shared.events import MAX_PICTURE_BYTES, Picture
+from shared.events import MAX_PICTURE_BYTES, Finding, Picture
 from trainer import pictures
 from trainer.pictures import GAP, SIDE, as_png, picture, tiles_of_sample
 
@@ -76,3 +76,21 @@ def test_a_sample_at_fault_is_shown_with_its_incident(lab: Any, events: list[Any
     assert shown.title == f"sample {incident.sample_ids[0]}"
     colours = [colour[:3] for _, colour in pixels(base64.b64decode(shown.png)).getcolors() or []]
     assert RED in colours
+
+
+def test_a_sample_that_can_t_be_shown_is_set_aside_all_the_same_and_that_is_told_once(
+    lab: Any, events: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise IndexError("no such channel")
+
+    def spoil_two(phase: Any, loop: Any) -> None:
+        if phase == "forward" and loop.state.step in (5, 8) and len(loop.reporter.record.skips) < 2:
+            loop.batch["image"][1, 0, 3, 3] = torch.nan
+
+    monkeypatch.setattr("trainer.refusals.tiles_of_sample", fail)
+    loop = lab.run(steps=12, observers=[spoil_two])
+    assert loop.state.step == 12
+    assert loop.reporter.record.quarantined
+    (told,) = [event for event in events if isinstance(event, Finding) and event.guard == "pictures"]
+    assert "no pictures of samples from now on: IndexError: no such channel" in told.message

@@ -205,17 +205,25 @@ def _second_moments_are_there(parts: Parts) -> str | None:
     lost = [
         name
         for name, tensor in tensors.items()
-        if name.endswith("exp_avg_sq") and not tensor.any() and _is_there(tensors.get(name[: -len("_sq")]))
+        if name.endswith("exp_avg_sq") and not tensor.any()
+        if _is_there(tensors.get(name[: -len("_sq")]), least_squarable(tensor.dtype))
     ]
     return _some("all 0 where the first moment is not", lost)
 
 
-def _is_there(tensor: Tensor | None) -> bool:
-    return tensor is not None and bool((tensor.abs() > _SQUARABLE).any())
+def _is_there(first: Tensor | None, least: float) -> bool:
+    return first is not None and bool((first.abs() > least).any())
 
 
-_SQUARABLE = 1e-18
-"""A first moment below this may come from gradients whose squares float32 rounds to 0."""
+def least_squarable(dtype: torch.dtype) -> float:
+    """A first moment below this may come from gradients whose squares this type rounds to 0.
+
+    A step adds a share 1 - beta2 of a square, which is 1e-4 or more, and is lost where that is below the
+    type's least normal number: 1e-17 for float32 and bfloat16, and 0.8 for float16, whose second moments may
+    well be 0 throughout.
+    """
+    return (torch.finfo(dtype).tiny / 1e-4) ** 0.5 if dtype.is_floating_point else 0.0
+
 
 FILE_CHECKS: Sequence[FileCheck] = (
     FileCheck("manifest", "It is written last: without it the save never ended.", _manifest_is_intact),

@@ -74,12 +74,15 @@ class AtRest:
     One bit of one mantissa is told as silent data corruption, and no more: training heals it. Anything else
     is critical. Running statistics, which a forward pass writes, are left out.
 
+    A state that is about to be kept is an alarm as well, and is compared there and then: what changed after
+    the update would be kept with it, and no rollback could mend it.
+
     Two copies of ``elements`` numbers, and their sums, a step; no host read. On a GPU the word comes with the
-    step's vitals.
+    step's vitals. On an alarm one more sum, and one read.
     """
 
     name = "at_rest"
-    scans = False
+    scans = True
 
     def __init__(self, config: AtRestConfig | None = None) -> None:
         self._config = config or AtRestConfig()
@@ -113,11 +116,23 @@ class AtRest:
         while self._compared:
             first = self._compared[0]
             if first.copied is not None and not first.copied.query():  # type: ignore[no-untyped-call]
-                return None
+                break
             self._compared.popleft()
             if first.differs.numpy()[0]:
                 return self._tell(view, first)
-        return None
+        return self._look_now(view) if view.alarm else None
+
+    @torch.no_grad()
+    def _look_now(self, view: StepView) -> Finding | None:
+        """Whether what was written last is still so; what is harmless is told by the next comparison."""
+        then = self._remembered
+        if then is None:
+            return None
+        now = _bytes(then.chunks)
+        if not bool(_sum(now) != then.sum):
+            return None
+        found = self._tell(view, _Compared(then, now, torch.ones(1, dtype=torch.bool), None))
+        return found if found.severity is Severity.CRITICAL else None
 
     def rebase(self, watched: Watched) -> None:
         """The state was set from outside: what was remembered is of another one."""

@@ -41,6 +41,7 @@ class Vitals:
     for an ``overflow`` was skipped because of its ``loss_scale``, which belongs to float16 and is 1 without
     one. ``zero_share`` is the share of gradient elements that are exactly 0, where it was measured; so are
     ``update_ratio`` and ``moment_lag`` (``strain.py``), which say nothing of a refused step.
+    ``missing`` are the places of parameters without a gradient, ``frozen`` of those that wished for none.
     ``module_norms`` are the parts of ``grad_norm``, by module, where they were measured.
     """
 
@@ -59,6 +60,7 @@ class Vitals:
     loss_scale: float = 1.0
     zero_share: float | None = None
     missing: tuple[int, ...] = ()
+    frozen: tuple[int, ...] = ()
     module_norms: dict[str, float] = field(default_factory=dict)
     update_ratio: float | None = None
     moment_lag: float | None = None

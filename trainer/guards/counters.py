@@ -29,8 +29,8 @@ class Counters:
         self._due = every((config or InvariantsConfig()).scan_every)
         self._next: dict[str, int] = {}
         self._seen: dict[str, Vitals] = {}
-        self._then: dict[str, list[int]] = {}
-        self._average_behind: int | None = None
+        self._then: dict[str, list[float]] = {}
+        self._average_behind: float | None = None
         self._scanned = -1
 
     def inspect(self, view: StepView) -> Finding | None:
@@ -52,6 +52,7 @@ class Counters:
 
     def rebase(self, watched: Watched) -> None:
         """The state was set from outside: count from here. One device read."""
+        self._scanned = -1
         self._refer_to(_look(watched))
 
     def state_dict(self) -> dict[str, Any]:
@@ -76,13 +77,13 @@ class Counters:
         )
         return finding(self.name, view, Severity.CRITICAL, message, counted=vitals.step, applied=expected)
 
-    def _refer_to(self, look: dict[str, list[int]]) -> None:
+    def _refer_to(self, look: dict[str, list[float]]) -> None:
         self._then = look
         if "average" in look and self._average_behind is None:
             taken, due = look["average"]
             self._average_behind = due - taken
 
-    def _left_course(self, watched: Watched, now: dict[str, list[int]]) -> list[str]:
+    def _left_course(self, watched: Watched, now: dict[str, list[float]]) -> list[str]:
         """Step counters that went back, or further than the updates that were applied."""
         problems = []
         for objective, (applied, *steps) in now.items():
@@ -94,11 +95,12 @@ class Counters:
             for name, step, before in zip(names, steps, then[1:], strict=True):
                 if not 0 <= step - before <= most:
                     problems.append(
-                        f"the optimizer's step count of {name} went from {before} to {step} in {most} updates"
+                        f"the optimizer's step count of {name} went from {before:.15g} to {step:.15g} "
+                        f"in {most:.15g} updates"
                     )
         return problems
 
-    def _average_left(self, now: dict[str, list[int]]) -> list[str]:
+    def _average_left(self, now: dict[str, list[float]]) -> list[str]:
         if "average" not in now or self._average_behind is None:
             return []
         taken, due = now["average"]
@@ -106,11 +108,14 @@ class Counters:
         if not missed:
             return []
         verb = "missed" if missed > 0 else "took in what was refused, or twice, in"
-        return [f"the average {verb} {abs(missed)} of the updates that were due"]
+        return [f"the average {verb} {abs(missed):.15g} of the updates that were due"]
 
 
-def _look(watched: Watched) -> dict[str, list[int]]:
-    """Applied updates and all step counters of each objective; taken and due updates of the average."""
+def _look(watched: Watched) -> dict[str, list[float]]:
+    """Applied updates and all step counters of each objective; taken and due updates of the average.
+
+    As floats, in which a count may be NaN or infinite: corrupt memory is what is looked for.
+    """
     rows: dict[str, list[Tensor]] = {}
     for objective, applied in watched.applied.items():
         steps = [state["step"] for state in watched.optimizers[objective].state.values() if "step" in state]
@@ -121,7 +126,7 @@ def _look(watched: Watched) -> dict[str, list[int]]:
     if not rows:
         return {}
     numbers = iter(torch.stack([one.double() for row in rows.values() for one in row]).cpu().numpy().tolist())
-    return {name: [int(next(numbers)) for _ in row] for name, row in rows.items()}
+    return {name: [next(numbers) for _ in row] for name, row in rows.items()}
 
 
 def _names(watched: Watched, objective: str) -> list[str]:

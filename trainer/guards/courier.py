@@ -19,6 +19,7 @@ class Parcel:
     samples: int
     scaled: bool
     missing: tuple[int, ...]
+    frozen: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

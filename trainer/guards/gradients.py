@@ -34,6 +34,8 @@ class Gradients:
       none ``patience`` steps in a row. One that was missing for a shorter while is left alone from then on:
       its layer is passed over at times.
     - One that had none in all of the first ``known_after`` steps is told once, as a warning.
+    - *Frozen* on purpose (``requires_grad_(False)``, at any time) is no fault; one that thaws is to be known
+      anew first.
     """
 
     name = "gradients"
@@ -66,8 +68,10 @@ class Gradients:
 
     def _missing(self, view: StepView, known: "_Known") -> Finding | None:
         """Costs a comparison while nothing is missing, and nothing was."""
-        missing = set(view.vitals.missing)
+        missing, frozen = set(view.vitals.missing), view.vitals.frozen
         known.steps += 1
+        if frozen or known.thawing:
+            missing -= known.still_unknown(missing, frozen, self._config.known_after)
         if missing or known.gone or known.never:
             known.follow(missing, is_learning=known.steps <= self._config.known_after)
         if known.steps == self._config.known_after and known.never:
@@ -109,6 +113,21 @@ class _Known:
         self.sometimes: set[int] = set()
         self.gone: dict[int, int] = {}
         """Steps in a row without one, of parameters that should have one."""
+        self.thawing: dict[int, int] = {}
+        """Steps with one, of parameters that were frozen and are not known since."""
+
+    def still_unknown(self, missing: set[int], frozen: Iterable[int], known_after: int) -> set[int]:
+        """Which parameters nobody may miss in this step: they are frozen, or were until a while ago."""
+        self.thawing |= dict.fromkeys(frozen, 0)
+        for place in self.thawing.keys() - set(frozen):
+            self.thawing[place] += 1
+            if place in missing:
+                self.sometimes.add(place)
+        unknown = set(self.thawing)
+        self.never -= unknown
+        self.gone = {place: steps for place, steps in self.gone.items() if place not in unknown}
+        self.thawing = {place: steps for place, steps in self.thawing.items() if steps < known_after}
+        return unknown
 
     def follow(self, missing: set[int], *, is_learning: bool) -> None:
         """Take in which parameters had none in this step."""
@@ -122,14 +141,15 @@ class _Known:
     def state_dict(self) -> dict[str, Any]:
         gone = [[place, steps] for place, steps in self.gone.items()]
         sets = {"never": sorted(self.never), "sometimes": sorted(self.sometimes)}
-        return {"zeros": self.zeros, "steps": self.steps, "gone": gone, **sets}
+        thawing = [[place, steps] for place, steps in self.thawing.items()]
+        return {"zeros": self.zeros, "steps": self.steps, "gone": gone, "thawing": thawing, **sets}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "_Known":
         known = cls()
         known.zeros, known.steps = state["zeros"], state["steps"]
         known.never, known.sometimes = set(state["never"]), set(state["sometimes"])
-        known.gone = dict(state["gone"])
+        known.gone, known.thawing = dict(state["gone"]), dict(state.get("thawing", []))
         return known
 
 

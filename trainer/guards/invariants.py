@@ -92,6 +92,7 @@ class Invariants:
 
     def rebase(self, watched: Watched) -> None:
         """The state was set from outside (start, resume, rollback): measure motion from here. One read."""
+        self._scanned = -1
         self._refer_to(self._look(watched))
 
     def state_dict(self) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class Strain:
     """Looks at the updates of ``optimizers``, once in ``every`` steps; costs a division in the others.
 
     Reads nothing from the device. What can't be measured is NaN: a matrix that is 0 throughout, or second
-    moments that the optimizer doesn't have in a matrix's own shape, with a step count and beta2 beside them. With sharded weights each rank takes part in each look.
+    moments that the optimizer doesn't keep as Adam does, with a step count and beta2 beside them. With
+    sharded weights each rank takes part in each look.
 
     Raises:
         ValueError: ``every`` below 1.
@@ -94,7 +95,7 @@ class Strain:
         states = [group.optimizer.state[parameter] for group, parameter in held]
         seconds = torch.stack([one.sum() for one in _samples([state["exp_avg_sq"] for state in states])])
         count = states[0]["step"]  # moments that began together share it; some optimizers count on the host
-        bias = 1 - torch.as_tensor(held[0][0].options["betas"][1]) ** count
+        bias = torch.as_tensor(1 - held[0][0].options["betas"][1] ** count)
         squares = self._sum_of_squares(_samples([p.grad for _, p in held if p.grad is not None]))
         lag: Tensor = _largest(squares, self._whole(seconds)) * bias.sqrt() / divisor
         return lag

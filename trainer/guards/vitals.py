@@ -107,6 +107,7 @@ class Meter:
         self._measured: tuple[StepLosses, Tensor, Tensor, Tensor] | None = None
         self._scaled: list[Tensor] = []
         self._missing: tuple[int, ...] = ()
+        self._frozen: tuple[int, ...] = ()
         self._modules = modules
         self._by_module: Tensor | None = None
         self._courier = Courier(history, in_step=reduce is not None)
@@ -133,7 +134,9 @@ class Meter:
             raise ValueError(
                 f"objective {self.objective!r}: no parameter has a gradient; call backward first"
             )
-        self._missing = self._without_gradient() if len(grads) < len(self._parameters) else ()
+        self._missing = self._frozen = ()
+        if len(grads) < len(self._parameters):
+            self._missing, self._frozen = self._without_gradient(), self._without_gradient(is_frozen=True)
         whole = self._reduce(losses, self._limits.terms(_times(losses)), grads)
         losses, norm = whole.losses, whole.norm
         self._by_module = self._look_at_modules()
@@ -196,8 +199,13 @@ class Meter:
         each = self._modules.measure()
         return each if self.loss_scale is None else each / self.loss_scale.scale
 
-    def _without_gradient(self) -> tuple[int, ...]:
-        return tuple(place for place, p in enumerate(self._parameters) if p.grad is None)
+    def _without_gradient(self, *, is_frozen: bool = False) -> tuple[int, ...]:
+        """Places of the parameters that have none though they wish for one, or that don't wish for one."""
+        return tuple(
+            place
+            for place, parameter in enumerate(self._parameters)
+            if parameter.grad is None and parameter.requires_grad is not is_frozen
+        )
 
     def _look_at_scale(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """The scale as it is in this step and, every so often, the share of zeros; NaN is not measured."""
@@ -223,6 +231,7 @@ class Meter:
             samples=0 if per_sample is None else len(per_sample),
             scaled=self.loss_scale is not None,
             missing=self._missing,
+            frozen=self._frozen,
         )
         self._courier.send(parcel, pieces)
 
@@ -250,6 +259,7 @@ class Meter:
             loss_scale=scale,
             zero_share=_unless_nan(zeros),
             missing=record.missing,
+            frozen=record.frozen,
             module_norms=modules,
             update_ratio=_unless_nan(ratio),
             moment_lag=_unless_nan(lag),

@@ -105,12 +105,24 @@ def test_each_value_check_sees_its_damage(
     assert caught.value.check == check
 
 
-@pytest.mark.parametrize(("first", "is_refused"), [(0.1, True), (0.0, False), (1e-30, False)])
-def test_second_moments_that_were_forgotten_are_seen(
-    tmp_path: Path, parts: State, first: float, is_refused: bool
+@pytest.mark.parametrize(
+    ("first", "dtype", "is_refused"),
+    [
+        (0.1, torch.float32, True),
+        (1e-15, torch.float32, True),
+        (1e-15, torch.bfloat16, True),
+        (2.0, torch.float16, True),
+        (0.0, torch.float32, False),
+        (1e-30, torch.float32, False),
+        (0.01, torch.float16, False),
+    ],
+)
+def test_second_moments_that_were_forgotten_are_seen_and_those_that_underflow_are_not(
+    tmp_path: Path, parts: State, first: float, dtype: torch.dtype, is_refused: bool
 ) -> None:
-    parts["optimizer"]["0.exp_avg_sq"].zero_()
-    parts["optimizer"]["0.exp_avg"].fill_(first)
+    moments = parts["optimizer"]
+    moments["0.exp_avg_sq"] = torch.zeros_like(moments["0.exp_avg_sq"], dtype=dtype)
+    moments["0.exp_avg"] = torch.full_like(moments["0.exp_avg"], first, dtype=dtype)
     write(tmp_path / "a", parts, {}, step=0, attempt=1)
     if not is_refused:
         read(tmp_path / "a")
@@ -118,6 +130,23 @@ def test_second_moments_that_were_forgotten_are_seen(
     with pytest.raises(CheckpointInvalid, match="all 0 where the first moment is not") as caught:
         read(tmp_path / "a")
     assert caught.value.check == "forgotten_moments"
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-3, 5e-3])
+def test_what_adam_makes_of_small_gradients_in_half_precision_is_a_valid_checkpoint(
+    tmp_path: Path, size: float
+) -> None:
+    weight = torch.nn.Parameter(torch.ones(4, 4, dtype=torch.float16))
+    optimizer = torch.optim.Adam([weight], lr=0.0, eps=1e-3)
+    for _ in range(50):
+        weight.grad = torch.full_like(weight, size)
+        optimizer.step()
+    moments = optimizer.state[weight]
+    assert not moments["exp_avg_sq"].any(), "underflow, of gradients that are there"
+    assert moments["exp_avg"].any()
+    parts = {"optimizer": {f"0.{name}": moments[name] for name in ("exp_avg", "exp_avg_sq")}}
+    write(tmp_path / "a", parts, {}, step=0, attempt=1)
+    read(tmp_path / "a")
 
 
 def test_every_check_has_a_case_here() -> None:

@@ -184,3 +184,54 @@ def test_other_formats_are_watched_by_their_own_bits(dtype: torch.dtype, vitals:
     assert found.severity is Severity.WARNING
     assert "weight[7]" in found.message
     assert "(bit 5)" in found.message
+
+
+def view_on_alarm(watch: Watch, vitals: Any) -> Any:
+    return watch.training.view(vitals(), alarm=True)
+
+
+def test_a_state_that_is_about_to_be_kept_is_compared_there_and_then_with_one_read(
+    watch: Watch, vitals: Any, host_reads: Any
+) -> None:
+    view = view_on_alarm(watch, vitals)
+    with host_reads:
+        assert watch.guard.inspect(view) is None
+    assert len(host_reads.seen) == 1
+    with torch.no_grad():
+        flip(watch.training.parameters[0], 17, 23)
+    found = watch.guard.inspect(view)
+    assert found is not None
+    assert verdict_on(found) is Verdict.ROLL_BACK
+    assert "inner.0.weight[17]" in found.message
+
+
+def test_what_is_harmless_may_be_kept_and_is_told_once(watch: Watch, vitals: Any) -> None:
+    with torch.no_grad():
+        flip(watch.training.parameters[0], 17, 3)
+    assert watch.guard.inspect(view_on_alarm(watch, vitals)) is None
+    found = watch.step()
+    assert found is not None
+    assert found.severity is Severity.WARNING
+    assert watch.step() is None
+
+
+def test_a_flip_between_an_update_and_its_snapshot_is_not_kept(
+    lab: Any, everything: Any, differences: Any
+) -> None:
+    """Doubled by one bit, it is within what all other guards allow."""
+    flipped: list[int] = []
+
+    def strike(phase: Any, loop: Any) -> None:
+        if phase == "report" and loop.recovery.is_due(loop.state.step + 1) and loop.state.step > 15:
+            if not flipped:
+                with torch.no_grad():
+                    flip(loop.model.head.weight, 5, 23)
+            flipped.append(loop.state.step)
+
+    clean = lab.run(folder="clean", steps=60)
+    struck = lab.run(folder="struck", steps=60, observers=[strike])
+    assert flipped
+    (back,) = struck.reporter.record.rollbacks
+    assert back.to_step < flipped[0] + 1, "to a snapshot from before it"
+    changed = differences(everything(clean), everything(struck))
+    assert [name for name in changed if name.startswith(("model", "optimizer", "ema"))] == []

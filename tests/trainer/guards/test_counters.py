@@ -13,6 +13,7 @@ from torch.optim import AdamW
 from shared.events import Finding
 from trainer.guards.base import StepView, Verdict, Vitals, Watched, verdict_on
 from trainer.guards.counters import Counters
+from trainer.guards.invariants import Invariants
 
 Break = Callable[[Any], None]
 
@@ -58,6 +59,37 @@ def test_a_step_count_that_goes_back_or_ahead_is_corrupt(
     assert found is not None
     assert verdict_on(found) is Verdict.ROLL_BACK
     assert words in found.message
+
+
+@pytest.mark.parametrize("count", [float("nan"), float("inf"), -float("inf")])
+def test_a_step_count_that_is_no_number_is_corrupt_and_told(count: float, new_training: Any) -> None:
+    training = new_training()
+    guard, watched = trained(training)
+    assert judged(guard, training, watched, alarm=True) is None
+    next(iter(training.optimizer.state.values()))["step"].fill_(count)
+    training.break_gradients = lambda t: t.parameters[0].grad.view(-1)[0].fill_(torch.nan)
+    found = judged(guard, training, watched, alarm=True)
+    assert found is not None
+    assert verdict_on(found) is Verdict.ROLL_BACK
+    assert f"from 6 to {count:g} in 0 updates" in found.message
+
+
+@pytest.mark.parametrize("make", [Counters, Invariants])
+def test_a_scan_that_comes_again_after_a_rollback_is_made_again(make: Any, new_training: Any) -> None:
+    """The step of the last scan is passed a second time, and what it finds then is found."""
+    training = new_training()
+    watched, guard = watched_of(training), make()
+    training.update()
+    guard.rebase(watched)
+    training.update()
+    view = StepView(replace(training.meter.arrived()[-1], iteration=100), (), watched)
+    assert guard.inspect(view) is None
+    guard.rebase(watched)
+    one_ahead(training)
+    training.parameters[0].data.mul_(100)
+    found = guard.inspect(replace(view, vitals=replace(view.vitals, step=view.vitals.step + 1)))
+    assert found is not None
+    assert verdict_on(found) is Verdict.ROLL_BACK
 
 
 def test_a_schedule_that_is_ahead_is_seen_in_the_next_step(new_training: Any) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 from torch.optim import SGD
 
@@ -12,6 +13,7 @@ from shared.events import Finding, Severity
 from trainer.errors import RunStopped
 from trainer.guards.base import StepView, Verdict, Vitals, Watched, verdict_on
 from trainer.guards.gradients import Gradients, GradientsConfig
+from trainer.guards.vitals import Meter
 
 CONFIG = GradientsConfig(known_after=8)
 
@@ -78,6 +80,58 @@ def test_the_count_goes_on_after_a_resume(asked: Any) -> None:
     asked(guard, [*[()] * 10, (0,), (0,)])
     other.load_state_dict(json.loads(json.dumps(guard.state_dict())))
     assert len(asked(other, [(0,)])) == 1
+
+
+def frozen_for(asked: Any, guard: Gradients, steps: int) -> list[Finding]:
+    return list(asked(guard, [()] * steps, frozen=(2, 3)))
+
+
+def test_a_layer_that_is_frozen_on_purpose_is_no_fault_at_any_time(asked: Any) -> None:
+    guard = Gradients(CONFIG)
+    assert asked(guard, [()] * 20) == []
+    assert frozen_for(asked, guard, 50) == []
+    assert asked(guard, [()] * 50) == [], "nor when it thaws"
+
+
+def test_a_layer_that_was_frozen_from_the_start_is_not_told_as_one_without_gradients(asked: Any) -> None:
+    assert frozen_for(asked, Gradients(CONFIG), 50) == []
+
+
+def test_a_layer_that_thaws_is_known_after_a_while_and_then_missed(asked: Any) -> None:
+    guard = Gradients(CONFIG)
+    frozen_for(asked, guard, 20)
+    assert asked(guard, [()] * 8) == []
+    (found,) = asked(guard, [(2, 3)] * 3)
+    assert verdict_on(found) is Verdict.STOP
+
+
+def test_a_layer_that_thaws_and_has_no_gradient_then_is_left_alone(asked: Any) -> None:
+    guard = Gradients(CONFIG)
+    frozen_for(asked, guard, 20)
+    assert asked(guard, [(2, 3)] * 50) == []
+
+
+def test_a_layer_is_frozen_in_the_middle_of_a_gap_and_the_memory_of_it_survives(asked: Any) -> None:
+    guard, other = Gradients(CONFIG), Gradients(CONFIG)
+    assert asked(guard, [*[()] * 20, (2, 3), (2, 3)]) == []
+    frozen_for(asked, guard, 5)
+    other.load_state_dict(json.loads(json.dumps(guard.state_dict())))
+    assert asked(other, [*[()] * 4, (2, 3)]) == []
+    assert asked(other, [()] * 20) == []
+
+
+def test_a_meter_tells_the_frozen_from_those_whose_gradient_is_missing(losses: Any) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = SGD(model.parameters(), lr=0.1, fused=True)
+    meter = Meter("diffusion", optimizer, model.parameters(), max_norm=1.0)
+    model[0].requires_grad_(False)
+    loss = (torch.ones(2) @ model[1].weight).sum()
+    loss.backward()
+    meter.measure(losses(loss.detach()))
+    meter.step()
+    meter.settle(0.1)
+    (vitals,) = meter.arrived()
+    assert (vitals.missing, vitals.frozen) == ((3,), (0, 1))
 
 
 def test_a_run_whose_layer_is_cut_off_stops_and_says_which(lab: Any) -> None:

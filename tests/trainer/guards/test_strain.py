@@ -70,6 +70,46 @@ def test_an_optimizer_without_second_moments_has_an_update_ratio_only(losses: An
     assert vitals.moment_lag is None
 
 
+class HostCounting(Optimizer):
+    """Keeps second moments as Adam does, and counts its steps on the host, or not at all."""
+
+    def __init__(self, parameters: Any, *, counts: bool = True, one_for_all: bool = False) -> None:
+        super().__init__(parameters, {"lr": 1e-2, "betas": (0.9, 0.999)})
+        self._counts, self._one_for_all = counts, one_for_all
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            squares = parameter.grad.square()
+            now = squares.mean().reshape(1) if self._one_for_all else squares
+            state.setdefault("exp_avg_sq", torch.zeros_like(now)).mul_(0.999).add_(now, alpha=1e-3)
+            if self._counts:
+                state["step"] = state.get("step", 0) + 1
+            parameter.add_(parameter.grad.sign(), alpha=-1e-2)
+
+
+def test_a_count_on_the_host_serves_as_well_and_without_one_there_is_no_lag(losses: Any) -> None:
+    lags = []
+    for counts in (True, False):
+        bench = Bench(losses, lambda p, c=counts: HostCounting(p, counts=c), HostMeter)
+        bench.step()
+        vitals = bench.step()
+        assert vitals.update_ratio > 0
+        lags.append(vitals.moment_lag)
+    counted, uncounted = lags
+    assert counted == pytest.approx(1, abs=0.7)
+    assert uncounted is None
+
+
+def test_moments_of_another_shape_are_none_of_adam_s(losses: Any) -> None:
+    bench = Bench(losses, lambda p: HostCounting(p, one_for_all=True), HostMeter)
+    bench.step()
+    vitals = bench.step()
+    assert vitals.update_ratio > 0
+    assert vitals.moment_lag is None
+
+
 def test_it_looks_every_so_often(losses: Any) -> None:
     bench = Bench(losses, lambda p: AdamW(p, lr=1e-2, fused=True), every=3)
     assert [bench.step().update_ratio is not None for _ in range(7)] == [

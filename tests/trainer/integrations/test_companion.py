@@ -304,3 +304,46 @@ def test_a_late_number_of_the_stretch_that_was_given_up_counts_for_nothing(
     loop.companion.settle()
     (back,) = loop.companion.reporter.record.rollbacks
     assert loop.companion.state.step == back.to_step == int(loop.companion.meter.applied)
+
+
+class HostCounting(Optimizer):
+    """Keeps what Adam keeps, but counts on the host, and a word beside it."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": (0.9, 0.999)})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+                state.update(step=0, mode="sign", last=None, **moments)
+            state["step"] += 1
+            state["exp_avg"].lerp_(parameter.grad, 0.1)
+            state["exp_avg_sq"].lerp_(parameter.grad.square(), 0.001)
+            parameter.add_(state["exp_avg"].sign(), alpha=-self.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("make", [SGD, HostCounting])
+def test_any_optimizer_goes_back_with_all_that_it_keeps(loop_with: Callable[..., Loop], make: Any) -> None:
+    loop = loop_with(make, lr=1e-3)
+    loop.train(37, spoiled_at(35))
+    loop.companion.settle()
+    (back,) = loop.companion.reporter.record.rollbacks
+    assert back.to_step == 31
+    assert {state.get("step", 31) for state in loop.optimizer.state.values()} <= {31}
+    loop.train(5)
+    assert loop.companion.state.step == 36
+    loop.companion.end("finished")
+    assert end_status(loop) == "finished"
+
+
+def test_an_optimizer_that_keeps_what_can_t_be_saved_is_told_so(loop_with: Callable[..., Loop]) -> None:
+    loop = loop_with(AdamW, fused=True)
+    loop.train(1)
+    next(iter(loop.optimizer.state.values()))["history"] = [1, 2]
+    with pytest.raises(ValueError, match=r"keeps loss/0.weight/history as a list, which can't be saved"):
+        loop.train(30)
