@@ -1,6 +1,7 @@
 """Alerts that others send: each kept once, and turned into a command once, however often it comes.
 
-One alert is one episode: a fingerprint (its labels) and the moment at which it began. The decision about an
+One alert is one episode: a fingerprint (its labels) and the moment at which it began, as the senders of one
+project tell it; those of another project can neither repeat nor resolve it. The decision about an
 episode is taken by its first message and stands, except where only the moment was wrong
 (``webhook.OPEN_RESULTS``).
 """
@@ -67,10 +68,10 @@ def _take(
 ) -> AlertOutcome:
     run = _run_of(alert)
     held = _hold(connection, run, alert, sender)
-    known = _known(connection, alert)
+    known = _known(connection, alert, sender)
     decision = _decide(connection, alert, known, held, sender, now, settings)
     is_theirs = held is not None or sender.project is None  # nobody writes into another project's list
-    _keep(connection, alert, known, run if is_theirs else None, decision, now)
+    _keep(connection, alert, sender, known, run if is_theirs else None, decision, now)
     return AlertOutcome(
         fingerprint=alert.fingerprint,
         starts_at=alert.starts_at,
@@ -100,10 +101,19 @@ def _hold(connection: Connection, run: str | None, alert: Alert, sender: Princip
     return row if alert.labels.get("project", row.project) == row.project else None
 
 
-def _known(connection: Connection, alert: Alert) -> Row[Any] | None:
-    known = tables.alerts.c
-    is_it = (known.fingerprint == alert.fingerprint) & (known.starts_at == alert.starts_at)
-    return connection.execute(select(tables.alerts).where(is_it)).first()
+def _episode(alert: Alert, sender: Principal) -> dict[str, Any]:
+    """What an alert is known by."""
+    return {
+        "project": sender.project or "",
+        "fingerprint": alert.fingerprint,
+        "starts_at": alert.starts_at,
+    }
+
+
+def _known(connection: Connection, alert: Alert, sender: Principal) -> Row[Any] | None:
+    episode = _episode(alert, sender)
+    is_it = [tables.alerts.c[name] == value for name, value in episode.items()]
+    return connection.execute(select(tables.alerts).where(*is_it)).first()
 
 
 def _decide(
@@ -177,6 +187,7 @@ def _request(alert: Alert, sender: Principal) -> CommandRequest:
 def _keep(
     connection: Connection,
     alert: Alert,
+    sender: Principal,
     known: Row[Any] | None,
     run: str | None,
     decision: Decision,
@@ -197,11 +208,10 @@ def _keep(
             update(tables.alerts).where(tables.alerts.c.id == known.id).values(**row, times=known.times + 1)
         )
         return
-    key = {"fingerprint": alert.fingerprint, "starts_at": alert.starts_at}
     first = {"run": run, "labels": _kept(alert.labels), "first_received_at": now, "times": 1}
     try:
         with connection.begin_nested():
-            connection.execute(insert(tables.alerts).values({**key, **first, **row}))
+            connection.execute(insert(tables.alerts).values({**_episode(alert, sender), **first, **row}))
     except IntegrityError as error:  # only where the run is unknown: a known one is locked
         raise StoreUnavailable("another worker takes the same alert just now") from error
 

@@ -37,7 +37,7 @@ from monitor_service.opening import file_of
 from monitor_service.scrape import Scraper
 from monitor_service.settings import Settings
 from monitor_service.store import Store, open_engine
-from monitor_service.web import login, orders, pages, shell
+from monitor_service.web import cancelling, login, orders, pages, shell
 from monitor_service.web.sparklines import Sparklines
 from shared.base import utc_now
 
@@ -66,6 +66,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
     app.include_router(service.router)
     app.include_router(login.router)
     app.include_router(orders.router)
+    app.include_router(cancelling.router)
     app.include_router(pages.router)
     shell.mount_static(app)
     add_problem_handlers(app, shell.error_page)

@@ -49,6 +49,7 @@ def add_commands(commands: Any, add: Add) -> None:
     for command in (status, watching, roll_back, export, event_file, bring_in, runs):
         add_url(command)
     roll_back.add_argument("--reason", required=True)
+    roll_back.add_argument("--key", help="of an order that got no answer: it is ordered once")
     roll_back.add_argument("--to-step", type=int, help="this step or before; default: the newest good")
     export.add_argument("--out", type=Path, help="the file; default: RUN.zip here")
     event_file.add_argument("folder", type=Path, metavar="DIR", help="a folder that TensorBoard looks into")
@@ -133,7 +134,7 @@ def _watch(arguments: argparse.Namespace) -> None:
 def _roll_back(arguments: argparse.Namespace) -> None:
     wish = {"kind": "roll_back", "reason": arguments.reason, "to_step": arguments.to_step}
     with client_of(arguments) as client:
-        command = client.order(arguments.run, wish)
+        command = client.order(arguments.run, wish, arguments.key)
     words = f"{command.run}: rollback ordered, command {command.id}"
     say(arguments, as_json(command), words)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
 
@@ -18,13 +19,18 @@ from monitor_service.errors import MonitorError
 from monitor_service.incidents import IncidentPage
 from monitor_service.rulebook import RulesView
 from monitor_service.series_forms import from_bytes
-from monitor_service.views import CommandView, EventPage, HealthView, RunDetail, RunPage
+from monitor_service.views import CommandPage, CommandView, EventPage, HealthView, RunDetail, RunPage
 from monitor_service.webhook import AlertPage
 from shared.base import Message
 
 TIMEOUT_S = 10.0
 STREAM_TIMEOUT_S = 40.0
 """A stream that says nothing for so long has died; the monitor says something every 15 s."""
+
+ORDER_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+"""Between the sendings of one order. A monitor that restarts is back within them."""
+
+PASSING = (429, 503)
 
 PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15.0
@@ -40,6 +46,18 @@ class Unreachable(MonitorError):
         super().__init__(
             f"no monitor answers at {url}: {why}. Start one with: python -m monitor_service serve"
         )
+
+
+class OrderUncertain(Unreachable):
+    """An order was sent and no answer came: it may be ordered, or not. ``key`` finds that out."""
+
+    def __init__(self, url: str, key: str, why: str) -> None:
+        MonitorError.__init__(
+            self,
+            f"{url} did not answer ({why}); whether the command is ordered is not known. "
+            f"Order it again with --key {key}: it is ordered once",
+        )
+        self.key = key
 
 
 class Refused(MonitorError):
@@ -127,16 +145,28 @@ class Client:
         params = {"name": names, "format": "binary", **options}
         return from_bytes(self._ask("GET", f"/runs/{_quoted(run)}/series", params=params).content)
 
-    def order(self, run: str, request: dict[str, Any]) -> CommandView:
-        """Order a command; ``request`` is a ``shared.commands.CommandRequest`` as JSON."""
-        answer = self._ask("POST", f"/runs/{_quoted(run)}/commands", json=request)
+    def order(self, run: str, request: dict[str, Any], key: str | None = None) -> CommandView:
+        """Order a command once, however often it must be sent until an answer arrives.
+
+        Args:
+            request: a ``shared.commands.CommandRequest`` as JSON.
+            key: the ``Idempotency-Key`` of an earlier call that got no answer; a new one by default.
+        """
+        return self._order_once(f"/runs/{_quoted(run)}/commands", request, key)
+
+    def accept(self, run: str, suggestion: str, issued_by: str, key: str | None = None) -> CommandView:
+        """Order what is suggested, in the same way; ``suggestion`` is its id in ``health``."""
+        told = {"suggestion": suggestion, "issued_by": issued_by}
+        return self._order_once(f"/runs/{_quoted(run)}/suggestion/accept", told, key)
+
+    def cancel(self, run: str, command: str, reason: str, cancelled_by: str) -> CommandView:
+        """Take a command back; ``cancelling`` until the trainer has dropped it, or was faster."""
+        params = {"reason": reason, "cancelled_by": cancelled_by}
+        answer = self._ask("DELETE", f"/runs/{_quoted(run)}/commands/{_quoted(command)}", params=params)
         return CommandView.model_validate_json(answer.content)
 
-    def accept(self, run: str, suggestion: str, issued_by: str) -> CommandView:
-        """Order what is suggested; ``suggestion`` is its id in ``health``."""
-        told = {"suggestion": suggestion, "issued_by": issued_by}
-        answer = self._ask("POST", f"/runs/{_quoted(run)}/suggestion/accept", json=told)
-        return CommandView.model_validate_json(answer.content)
+    def commands(self, run: str) -> CommandPage:
+        return self._model(CommandPage, f"/runs/{_quoted(run)}/commands")
 
     def rules(self, run: str | None, project: str | None = None) -> RulesView:
         """The rules of a run, or of a project."""
@@ -210,6 +240,26 @@ class Client:
                     yield event
                     event = {}
 
+    def _order_once(self, path: str, told: dict[str, Any], key: str | None) -> CommandView:
+        """Send an order until it is answered, under one key; a monitor that never answered is asked once."""
+        key = key or uuid4().hex
+        pauses_s = iter(ORDER_PAUSES_S)
+        is_perhaps_there = False
+        while True:
+            try:
+                answer = self._ask("POST", path, json=told, headers={"Idempotency-Key": key})
+                return CommandView.model_validate_json(answer.content)
+            except (Unreachable, Refused) as trouble:
+                is_perhaps_there |= not is_never_sent(trouble)
+                pause_s = next(pauses_s, None)
+                if isinstance(trouble, Refused) and trouble.status not in PASSING:
+                    raise
+                if not is_perhaps_there:
+                    raise
+                if pause_s is None:
+                    raise OrderUncertain(self._url, key, str(trouble)) from trouble
+                self._sleep(pause_s)
+
     def _model(self, model: type[M], path: str, params: dict[str, Any] | None = None) -> M:
         answer = self._ask("GET", path, params=params)
         try:
@@ -242,6 +292,11 @@ class _Translated:
     ) -> None:
         if isinstance(error, httpx.HTTPError | httpx.InvalidURL | httpx.StreamError):
             raise Unreachable(self._url, str(error) or type(error).__name__) from error
+
+
+def is_never_sent(trouble: Exception) -> bool:
+    """Whether no connection came about, so that nobody can have heard."""
+    return isinstance(trouble.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.InvalidURL)
 
 
 def _check(answer: httpx.Response) -> None:

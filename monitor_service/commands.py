@@ -6,33 +6,43 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+from pydantic import Field
 from sqlalchemy import ColumnElement, Connection, Row, bindparam, insert, or_, select, update
 
 from monitor_service import tables
 from monitor_service.errors import Conflict
 from monitor_service.prepared import Prepared
+from shared.base import Message
 from shared.commands import OPEN_COMMAND_STATES, Command, CommandKind, CommandRequest, CommandState
 from shared.events import CommandUpdate
 
 UNANSWERED = frozenset({CommandState.PENDING, CommandState.DELIVERED})
+"""The trainer has not said anything about it yet, so every reply carries it."""
+
+CANCELLABLE = UNANSWERED
+"""What can be taken back."""
+
+WITH_THE_TRAINER = UNANSWERED | {CommandState.CANCELLING}
+"""The trainer's word is awaited: whether it takes it, or has dropped it."""
+
 _WAITING = Prepared(
     select(tables.commands)
     .where(
         tables.commands.c.run_id == bindparam("run"),
-        or_(*[tables.commands.c.state == state for state in sorted(UNANSWERED)]),
+        or_(*[tables.commands.c.state == state for state in sorted(WITH_THE_TRAINER)]),
         tables.commands.c.expires_at > bindparam("now"),
     )
     .order_by(tables.commands.c.issued_at, tables.commands.c.id)
 )
 PATIENCE = timedelta(minutes=10)
 """How long past its time an accepted order may take; a result that comes later still counts."""
-"""The trainer has not said anything about it yet, so every reply carries it."""
 
 _MAY_REACH = {
-    CommandState.ACCEPTED: UNANSWERED | {CommandState.EXPIRED},
+    CommandState.ACCEPTED: WITH_THE_TRAINER | {CommandState.EXPIRED},
     CommandState.SUCCEEDED: OPEN_COMMAND_STATES | {CommandState.EXPIRED},
     CommandState.FAILED: OPEN_COMMAND_STATES | {CommandState.EXPIRED},
     CommandState.REFUSED: OPEN_COMMAND_STATES | {CommandState.EXPIRED},
+    CommandState.CANCELLED: frozenset({CommandState.CANCELLING, CommandState.EXPIRED}),
 }
 """From which states a report leads to another. An order that lapsed here was perhaps in time there: the
 trainer knows. What it has settled stays settled, so a late ``accepted`` changes nothing."""
@@ -104,6 +114,13 @@ def accepted_rollback(connection: Connection, run_id: int) -> str | None:
     )
 
 
+class Cancellation(Message):
+    """Who takes a command back, and why."""
+
+    reason: str = Field(min_length=1, max_length=500)
+    cancelled_by: str = Field("operator", min_length=1, max_length=100)
+
+
 @dataclass(frozen=True)
 class Waiting:
     """Commands of one run that the trainer has said nothing about, oldest first."""
@@ -111,19 +128,35 @@ class Waiting:
     commands: list[Command]
     fresh: list[str]
     """Ids of those that go out for the first time."""
+    withdrawn: list[str]
+    """Ids of those that went out and are to be dropped."""
 
 
 def waiting(connection: Connection, run_id: int, now: datetime) -> Waiting:
     """What the next reply to this run must carry."""
     rows = _WAITING.all(connection, run=run_id, now=now)
     fresh = [row.id for row in rows if row.state == CommandState.PENDING]
-    return Waiting([as_command(row) for row in rows], fresh)
+    asked = [as_command(row) for row in rows if row.state in UNANSWERED]
+    return Waiting(asked, fresh, [row.id for row in rows if row.state == CommandState.CANCELLING])
 
 
-def deliver(connection: Connection, some: Waiting, now: datetime) -> list[Command]:
-    """The commands for the reply; they count as delivered from now on."""
+def deliver(connection: Connection, some: Waiting, now: datetime) -> Waiting:
+    """The same, for the reply: its commands count as delivered from now on."""
     _move(connection, some.fresh, {CommandState.PENDING}, CommandState.DELIVERED, now, "")
-    return some.commands
+    return some
+
+
+def cancel(connection: Connection, run_id: int, command: str, now: datetime, why: str) -> CommandState | None:
+    """Take an order back; returns the state that it has now, and ``None`` if there is no such command.
+
+    Compare and set: what the trainer cannot know of is ``cancelled``; what went out to it is ``cancelling``
+    until its word comes. Any other state stays as it is. The caller holds the run's row.
+    """
+    _move(connection, [command], {CommandState.PENDING}, CommandState.CANCELLED, now, why)
+    _move(connection, [command], {CommandState.DELIVERED}, CommandState.CANCELLING, now, why)
+    known = tables.commands.c
+    state = connection.scalar(select(known.state).where(known.id == command, known.run_id == run_id))
+    return None if state is None else CommandState(state)
 
 
 def report(connection: Connection, run_id: int, change: CommandUpdate, now: datetime) -> bool:
@@ -140,7 +173,7 @@ def report(connection: Connection, run_id: int, change: CommandUpdate, now: date
 
 def due(connection: Connection, now: datetime) -> list[str]:
     """Ids of orders whose time is over: not accepted by then, or long since accepted without a word."""
-    is_unanswered = tables.commands.c.state.in_(UNANSWERED) & (tables.commands.c.expires_at <= now)
+    is_unanswered = tables.commands.c.state.in_(WITH_THE_TRAINER) & (tables.commands.c.expires_at <= now)
     is_forgotten = (tables.commands.c.state == CommandState.ACCEPTED) & (
         tables.commands.c.expires_at <= now - PATIENCE
     )
@@ -150,6 +183,8 @@ def due(connection: Connection, now: datetime) -> list[str]:
 def expire(connection: Connection, ids: Collection[str], now: datetime) -> None:
     """Let these orders lapse, unless the trainer has answered in the meantime."""
     _move(connection, ids, UNANSWERED, CommandState.EXPIRED, now, "not accepted in time")
+    silent = "cancelled, and the trainer did not say in time that it dropped it"
+    _move(connection, ids, {CommandState.CANCELLING}, CommandState.EXPIRED, now, silent)
     _move(connection, ids, {CommandState.ACCEPTED}, CommandState.EXPIRED, now, "accepted, but no result came")
 
 

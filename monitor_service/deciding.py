@@ -1,4 +1,4 @@
-"""The commands of a person who decides: ``accept`` a suggestion, choose ``rules``, look at ``alerts``."""
+"""The commands of a person who decides: ``accept``, ``cancel``, choose ``rules``, look at ``alerts``."""
 
 import argparse
 import getpass
@@ -6,8 +6,10 @@ from typing import Any
 
 from monitor_service.asking import Add, add_url, as_json, client_of, say
 from monitor_service.client import Client
+from monitor_service.commands import CANCELLABLE
 from monitor_service.errors import MonitorError
 from monitor_service.rulebook import RulesView
+from shared.commands import CommandState
 
 
 class WrongArguments(MonitorError):
@@ -18,6 +20,10 @@ def add_commands(commands: Any, add: Add) -> None:
     """Let the parser know these commands."""
     accept = add(commands, "accept", _accept, "order the rollback that is suggested for a run")
     accept.add_argument("run", metavar="RUN")
+    cancel = add(commands, "cancel", _cancel, "take a command back that the trainer has not accepted")
+    cancel.add_argument("run", metavar="RUN")
+    cancel.add_argument("command", metavar="COMMAND", nargs="?", help="its id; default: the only open one")
+    cancel.add_argument("--reason", required=True)
     rules = add(commands, "rules", _rules, "what the monitor looks out for, and does by itself")
     rules.add_argument("run", metavar="RUN", nargs="?")
     rules.add_argument("--project", help="of all runs of a project, instead of one run")
@@ -27,7 +33,7 @@ def add_commands(commands: Any, add: Add) -> None:
     alerts = add(commands, "alerts", _alerts, "which alerts came from Alertmanager, and what became of them")
     alerts.add_argument("--run")
     alerts.add_argument("--status", choices=["firing", "resolved"])
-    for command in (accept, rules, alerts):
+    for command in (accept, cancel, rules, alerts):
         add_url(command)
 
 
@@ -37,6 +43,25 @@ def _accept(arguments: argparse.Namespace) -> None:
         # With none, the monitor says how the run is; "none" is the id of no suggestion.
         command = client.accept(arguments.run, "none" if stands is None else stands.id, _who())
     say(arguments, as_json(command), f"{command.run}: rollback ordered, command {command.id}")
+
+
+def _cancel(arguments: argparse.Namespace) -> None:
+    with client_of(arguments) as client:
+        id_ = arguments.command or _only_open(client, arguments.run)
+        command = client.cancel(arguments.run, id_, arguments.reason, _who())
+    is_done = command.state == CommandState.CANCELLED
+    said = (
+        "cancelled" if is_done else "the trainer has it and is asked to drop it; its life tells what it did"
+    )
+    say(arguments, as_json(command), f"{command.run}: {command.kind} {command.id}: {said}")
+
+
+def _only_open(client: Client, run: str) -> str:
+    found = [one for one in client.health(run).open_commands if one.state in CANCELLABLE]
+    if len(found) == 1:
+        return found[0].id
+    told = ", ".join(f"{one.id} ({one.kind})" for one in found) or "none"
+    raise WrongArguments(f"{run} has {len(found)} commands that can be cancelled: {told}; name one")
 
 
 def _rules(arguments: argparse.Namespace) -> None:

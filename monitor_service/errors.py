@@ -3,6 +3,7 @@
 MonitorError
 ├── NotFound               a run, series or command that is not here        404
 ├── Conflict               what is asked contradicts what is stored         409
+├── KeyReused              an Idempotency-Key came with another order       422
 ├── NotAuthenticated       no token, or none that is good                   401
 ├── Forbidden              the token is good, but not for this              403
 ├── TooManyRequests        a client asks too often                          429
@@ -56,6 +57,16 @@ class NotFound(MonitorError):
 
 class Conflict(MonitorError):
     """The request contradicts what is stored."""
+
+
+class KeyReused(MonitorError):
+    """One Idempotency-Key for two orders: nobody can tell which of them the client wants."""
+
+    def __init__(self, key: str, command: str, what: str) -> None:
+        super().__init__(
+            f"Idempotency-Key {key!r} came before with another order, which is command {command} ({what}); "
+            "send each order with a key of its own"
+        )
 
 
 class NotAuthenticated(MonitorError):

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from sqlalchemy import ColumnElement, Connection, Row, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, insert, select, text, update
 
 from monitor_service import tables
 from monitor_service.errors import InvalidMessage, Violation
@@ -115,12 +115,32 @@ def choose_for_run(connection: Connection, run: Row[Any], request: RulesRequest,
 
 
 def choose_for_project(connection: Connection, project: str, request: RulesRequest, now: datetime) -> None:
-    """Let these values hold for all runs of a project, those to come among them."""
+    """Let these values hold for all runs of a project, those to come among them.
+
+    Its runs are locked in the order of their names, as ``alerts.receive`` locks them.
+    """
+    lock(connection, project)
     _note(connection, request, now, project=project)
     known = tables.runs.c
-    its = select(known.id, known.name, known.project).where(known.project == project).order_by(known.id)
-    for run in connection.execute(its.with_for_update()).all():
-        refresh(connection, run)
+    for name in sorted(connection.scalars(select(known.name).where(known.project == project))):
+        is_it = (known.name == name) & (known.project == project)
+        query = select(known.id, known.name, known.project).where(is_it).with_for_update()
+        run = connection.execute(query).first()
+        if run is not None:  # it may have left
+            refresh(connection, run)
+
+
+def lock(connection: Connection, project: str, *, shared: bool = False) -> None:
+    """Keep the choices for a project as they are until this transaction ends; before any lock on a run.
+
+    Without it a run that registers while its project's rules change would keep the old ones: neither
+    transaction sees the other. SQLite lets one writer in at a time anyhow.
+    """
+    if connection.dialect.name == "postgresql":
+        name = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
+        connection.execute(
+            text(f"SELECT {name}(hashtextextended(:project, 0))"), {"project": f"rules {project}"}
+        )
 
 
 def _note(connection: Connection, request: RulesRequest, now: datetime, **whose: Any) -> None:

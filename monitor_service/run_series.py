@@ -20,7 +20,7 @@ GUARDS = ("nonfinite", "spike", "drift", "invariants", "culprit")
 SEVERITIES = (Severity.WARNING, Severity.ERROR, Severity.CRITICAL)
 SKIPS = ("nonfinite_grad", "nonfinite_loss", "spike", "overflow")
 TRIGGERS = ("guard", "rule", "alert", "operator")
-OUTCOMES = ("applied", "refused", "failed", "expired")
+OUTCOMES = ("applied", "refused", "failed", "expired", "cancelled")
 RESULTS = {"good": "valid", "bad": "invalid", "sealed": "unverified"}
 """What became of a checkpoint, by the state that it reached."""
 

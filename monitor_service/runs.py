@@ -13,14 +13,25 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from monitor_service import checkpoints, commands, judging, ledger, pictures, rulebook, series, tables
+from monitor_service import (
+    checkpoints,
+    commands,
+    judging,
+    ledger,
+    notices,
+    pictures,
+    rulebook,
+    series,
+    tables,
+)
+from monitor_service.commands import Cancellation, Waiting
 from monitor_service.concerns import Acceptance
 from monitor_service.errors import Conflict, NotFound
 from monitor_service.facts import Facts, Unanswered
 from monitor_service.health import OVER, RunStatus
 from monitor_service.prepared import Prepared
 from monitor_service.settings import Settings
-from shared.commands import Command, CommandKind, CommandRequest
+from shared.commands import Command, CommandKind, CommandRequest, CommandState
 from shared.events import (
     AnyEvent,
     AttemptStarted,
@@ -36,6 +47,8 @@ log = logging.getLogger(__name__)
 
 JSON = TypeAdapter(Any, config={"ser_json_inf_nan": "strings"})
 """Any JSON value, with NaN and infinity as texts."""
+
+TAKEN_BACK = frozenset({CommandState.CANCELLED, CommandState.CANCELLING})
 
 _RUN = Prepared(select(tables.runs).where(tables.runs.c.name == bindparam("run")).with_for_update())
 _ATTEMPT = Prepared(
@@ -55,9 +68,9 @@ class Exchanged:
     """What one batch led to."""
 
     is_duplicate: bool
-    commands: list[Command]
+    waiting: Waiting
     is_urgent: bool
-    """A command goes out for the first time, or goes out again to somebody who missed the last reply."""
+    """A command goes out for the first time, or to somebody who missed the last reply, or is withdrawn."""
 
 
 def register(connection: Connection, name: str, spec: RunSpec, now: datetime) -> bool:
@@ -68,6 +81,8 @@ def register(connection: Connection, name: str, spec: RunSpec, now: datetime) ->
         "total_steps": spec.total_steps,
         "checkpoint_interval_steps": spec.checkpoint_interval_steps,
     }
+    rulebook.lock(connection, spec.project, shared=True)
+    connection.execute(select(tables.runs.c.id).where(tables.runs.c.name == name).with_for_update())
     known["rules"] = rulebook.effective(connection, name, spec.project)
     if _update(connection, name, known):
         return False
@@ -139,12 +154,12 @@ def exchange(
     facts.unanswered = Unanswered.of(waiting.commands[0]) if waiting.commands else None
     if judging.settle(connection, run, facts, now, settings):
         waiting = commands.waiting(connection, run.id, now)
-    is_urgent = bool(waiting.fresh or (is_duplicate and waiting.commands))
+    is_urgent = bool(waiting.fresh or waiting.withdrawn or (is_duplicate and waiting.commands))
     return Exchanged(is_duplicate, commands.deliver(connection, waiting, now), is_urgent)
 
 
-def deliver(connection: Connection, name: str, now: datetime) -> list[Command]:
-    """Commands that wait for the run; they count as delivered from now on."""
+def deliver(connection: Connection, name: str, now: datetime) -> Waiting:
+    """What waits for the run; its commands count as delivered from now on."""
     return commands.deliver(connection, commands.waiting(connection, hold(connection, name).id, now), now)
 
 
@@ -188,6 +203,35 @@ def accept(connection: Connection, name: str, acceptance: Acceptance, now: datet
     command = judging.order(connection, run, facts, wish, now)
     judging.store_facts(connection, run, facts)
     return command
+
+
+def cancel(
+    connection: Connection, name: str, command: str, cancellation: Cancellation, now: datetime
+) -> CommandState:
+    """Take a command back, and say whether that is done or waits for the trainer's word.
+
+    Raises:
+        NotFound: the run is not registered, or has no such command.
+        Conflict: the trainer has taken it, or it has ended.
+    """
+    run = hold(connection, name)
+    commands.expire(connection, commands.due(connection, now), now)
+    why = f"cancelled by {cancellation.cancelled_by}: {cancellation.reason}"
+    state = commands.cancel(connection, run.id, command, now, why)
+    if state is None:
+        raise NotFound.command(name, command)
+    if state not in TAKEN_BACK:
+        raise Conflict(
+            f"command {command} is {state}; only one that is pending or delivered can be cancelled. "
+            f"/api/v1/runs/{name}/commands/{command} tells its life"
+        )
+    facts = Facts.model_validate_json(run.facts)
+    left = commands.waiting(connection, run.id, now).commands
+    facts.unanswered = Unanswered.of(left[0]) if left else None
+    judging.store_facts(connection, run, facts)
+    notices.tell(connection, name)
+    log.info("run %s: command %s is %s, %s", name, command, state, why)
+    return state
 
 
 def look(connection: Connection, name: str, now: datetime, settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """One scrape: the service's own numbers, then what is read from the database: fleet and runs."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,12 +13,13 @@ from prometheus_client.openmetrics import exposition as open_metrics
 from sqlalchemy import Connection, func, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from monitor_service import tables
+from monitor_service import tables, tallies
+from monitor_service.commands import UNANSWERED
 from monitor_service.exposition import RunWriter, escaped, head
 from monitor_service.health import OVER, RunStatus
 from monitor_service.leading import Lead
 from monitor_service.metrics import Meters
-from monitor_service.run_series import OUTCOMES, Family
+from monitor_service.run_series import Family
 from monitor_service.settings import Settings
 from monitor_service.store import Store
 from shared.commands import CommandKind, CommandState
@@ -29,6 +31,7 @@ ENDED = {
     CommandState.REFUSED: "refused",
     CommandState.FAILED: "failed",
     CommandState.EXPIRED: "expired",
+    CommandState.CANCELLED: "cancelled",
 }
 ISSUERS = {"policy": "rule", "alertmanager": "alert"}
 """Who ordered a command that no person ordered."""
@@ -62,15 +65,26 @@ class _Found:
 
 
 class Scraper:
-    """Answers scrapes; for any thread, one at a time."""
+    """Answers scrapes; one at a time is rendered, and whoever comes meanwhile gets the same bytes."""
 
     def __init__(self, store: Store, settings: Settings, meters: Meters, lead: Lead, clock: Any) -> None:
         self._store, self._settings, self._meters, self._lead = store, settings, meters, lead
         self._clock, self._writer, self._one_at_a_time = clock, RunWriter(), Lock()
+        self._under_way: dict[bool, asyncio.Task[tuple[bytes, str]]] = {}
+
+    async def share(self, accept: str) -> tuple[bytes, str]:
+        """``answer``, rendered once for all that wait for the same form: waiting takes no thread."""
+        is_open = _wants_open_metrics(accept)
+        rendering = self._under_way.get(is_open)
+        if rendering is None:
+            rendering = asyncio.create_task(asyncio.to_thread(self.answer, accept))
+            self._under_way[is_open] = rendering
+            rendering.add_done_callback(lambda _: self._under_way.pop(is_open))
+        return await asyncio.shield(rendering)  # one that turns away takes nothing from the others
 
     def answer(self, accept: str) -> tuple[bytes, str]:
         """The text and its media type: OpenMetrics for who asks for it, else Prometheus' own."""
-        is_open = "application/openmetrics-text" in accept
+        is_open = _wants_open_metrics(accept)
         with self._one_at_a_time:
             told = self._from_database(is_open_metrics=is_open) if self._lead.is_ours else ""
         registry = self._meters.registry
@@ -107,20 +121,27 @@ class Scraper:
         return found
 
 
+def _wants_open_metrics(accept: str) -> bool:
+    return "application/openmetrics-text" in accept
+
+
 def _commands_of(connection: Connection, shown: set[int]) -> tuple[Any, Any]:
     """Of the runs that are shown: ended rollbacks by trigger and outcome, unanswered commands by kind."""
     rollbacks: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     pending: dict[int, dict[str, float]] = defaultdict(dict)
     known = tables.commands.c
-    columns = known.run_id, known.kind, known.state, known.issued_by
-    query = select(*columns, func.count(), func.min(known.issued_at)).where(known.run_id.in_(shown))
-    for run_id, kind, state, issuer, count, since in connection.execute(query.group_by(*columns)):
-        if state in ENDED and kind == CommandKind.ROLL_BACK:
-            trigger = ISSUERS.get(issuer.partition(" (token ")[0], "operator")
-            rollbacks[run_id][f"{trigger}/{ENDED[state]}"] += count
-        elif state in (CommandState.PENDING, CommandState.DELIVERED):
-            before = pending[run_id].get(kind, float("inf"))
-            pending[run_id][kind] = min(before, since.timestamp())
+    is_shown = known.run_id.in_(shown)
+    is_rollback = is_shown & (known.kind == CommandKind.ROLL_BACK)
+    for run_id, issuer, state, count in connection.execute(
+        tallies.ends(known.run_id, known.issued_by, of=is_rollback)
+    ):
+        trigger = ISSUERS.get(issuer.partition(" (token ")[0], "operator")
+        rollbacks[run_id][f"{trigger}/{ENDED[state]}"] += count
+    oldest = select(known.run_id, known.kind, func.min(known.issued_at)).where(
+        is_shown, known.state.in_(UNANSWERED)
+    )
+    for run_id, kind, since in connection.execute(oldest.group_by(known.run_id, known.kind)):
+        pending[run_id][kind] = since.timestamp()
     return rollbacks, pending
 
 
@@ -137,13 +158,12 @@ def _fleet(connection: Connection, now: datetime, omitted: int) -> Iterator[tupl
 
 
 def _ended_commands(connection: Connection) -> dict[Labels, float]:
-    known = tables.commands.c
-    counts: dict[Labels, float] = {(kind, outcome): 0 for kind in CommandKind for outcome in OUTCOMES}
-    query = select(known.kind, known.state, func.count()).group_by(known.kind, known.state)
-    for kind, state, count in connection.execute(query):
-        if state in ENDED:
-            counts[kind, ENDED[state]] = count
-    return counts
+    counts = tallies.totals(connection)
+    return {
+        (kind, outcome): counts.get((kind, state), 0)
+        for kind in CommandKind
+        for state, outcome in ENDED.items()
+    }
 
 
 def _sizes(connection: Connection) -> Iterator[tuple[str, int]]:

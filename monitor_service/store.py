@@ -25,6 +25,9 @@ GROUP = 256
 DEADLOCK = "40P01"
 """PostgreSQL's word for it."""
 
+DEADLOCK_TRIES = 5
+"""So often a piece of work that holds several runs begins again when another process held them crosswise."""
+
 PRAGMAS = (
     "journal_mode = WAL",
     "foreign_keys = ON",
@@ -218,14 +221,17 @@ class Store:
             self._waiting.put(None)  # commit these first, then meet the end again
         return group
 
-    def _commit(self, group: list[_Job[Any]]) -> None:
+    def _commit(self, group: list[_Job[Any]], tries: int = 1) -> None:
         started = time.perf_counter()
         try:
             self._carry_out(group)
         except OperationalError as error:
-            if len(group) > 1 and getattr(error.orig, "sqlstate", None) == DEADLOCK:
-                for job in group:  # two processes held each other's runs; alone, each job holds one
+            is_deadlock = getattr(error.orig, "sqlstate", None) == DEADLOCK
+            if is_deadlock and len(group) > 1:  # two processes held each other's runs; most jobs hold one
+                for job in group:
                     self._commit([job])
+            elif is_deadlock and tries < DEADLOCK_TRIES:
+                self._commit(group, tries + 1)
             else:
                 self._refuse(group, error)
         except SQLAlchemyError as error:

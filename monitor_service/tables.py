@@ -247,7 +247,10 @@ commands = Table(
     Column("attempt", BigInteger, nullable=False),
     Column("to_step", BigInteger),
     Column("state", Word, nullable=False, index=True),
+    Column("order_key", String(200)),  # the Idempotency-Key that it was ordered with
+    Column("order_digest", LargeBinary(16)),  # of what was asked with that key
     Index(None, "run_id", "issued_at"),
+    Index(None, "run_id", "order_key", unique=True),
 )
 
 command_history = Table(
@@ -261,6 +264,15 @@ command_history = Table(
     Column("time", UtcDateTime, nullable=False),
     Column("message", Text, nullable=False),
 )
+
+command_tallies = Table(
+    "command_tallies",
+    metadata,
+    Column("kind", Word, primary_key=True),
+    Column("state", Word, primary_key=True),
+    Column("count", BigInteger, nullable=False),
+)
+"""How often commands of runs that are here no more came to each end: what was counted stays counted."""
 
 rule_changes = Table(
     "rule_changes",
@@ -279,6 +291,7 @@ alerts = Table(
     "alerts",
     metadata,
     Column("id", Id, primary_key=True),
+    Column("project", String(100), nullable=False, server_default=""),  # of the sender's token; "": all
     Column("fingerprint", String(64), nullable=False),
     Column("starts_at", UtcDateTime, nullable=False),
     Column("ends_at", UtcDateTime),
@@ -292,7 +305,7 @@ alerts = Table(
     Column("first_received_at", UtcDateTime, nullable=False),
     Column("last_received_at", UtcDateTime, nullable=False, index=True),
     Column("times", BigInteger, nullable=False),
-    UniqueConstraint("fingerprint", "starts_at"),
+    UniqueConstraint("project", "fingerprint", "starts_at"),
 )
 """Alerts that others sent; not part of a run, so that one about an unknown run is on record, too."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, delete, select, update
 
-from monitor_service import compaction, tables
+from monitor_service import compaction, tables, tallies
 from monitor_service.health import OVER
 from monitor_service.settings import StorageConfig
 from monitor_service.store import Store
@@ -107,9 +107,16 @@ def _forget_runs(store: Store, before: datetime) -> int:
     for run_id in ids:
         while some := _ask(store, select(known.id).where(known.run_id == run_id).limit(SLICE)):
             store.write(partial(_delete, table=tables.blocks, ids=some))
-        store.write(partial(_delete, table=tables.runs, ids=[run_id]))
+        store.write(partial(_forget_run, run_id=run_id))
         log.info("run with id %d has left: it ended before %s", run_id, before)
     return len(ids)
+
+
+def _forget_run(connection: Connection, run_id: int) -> None:
+    known = tables.runs.c
+    if connection.scalar(select(known.id).where(known.id == run_id).with_for_update()) is not None:
+        tallies.keep(connection, run_id)
+        _delete(connection, tables.runs, [run_id])
 
 
 def _delete(connection: Connection, table: Table, ids: Sequence[int]) -> None:

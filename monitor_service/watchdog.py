@@ -43,11 +43,11 @@ def look_once(
 
 
 def ring_for_new_commands(store: Store, bell: Bell) -> None:
-    """Wake replies for commands that nobody has delivered yet: another process, or a rule, ordered them."""
+    """Wake replies for what is not delivered yet: another process or a rule ordered it, or withdrew it."""
     query = (
         select(tables.runs.c.name)
         .join(tables.commands, tables.commands.c.run_id == tables.runs.c.id)
-        .where(tables.commands.c.state == CommandState.PENDING)
+        .where(tables.commands.c.state.in_((CommandState.PENDING, CommandState.CANCELLING)))
     )
     with store.reading() as connection:
         for run in connection.scalars(query):

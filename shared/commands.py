@@ -16,7 +16,11 @@ class CommandKind(StrEnum):
 
 
 class CommandState(StrEnum):
-    """``pending -> delivered -> accepted -> succeeded | failed | refused | expired``."""
+    """``pending -> delivered -> accepted -> succeeded | failed | refused | expired``.
+
+    Taken back while pending it is ``cancelled`` at once; while delivered it is ``cancelling`` until the
+    trainer says that it dropped it, or that it was faster.
+    """
 
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -25,9 +29,13 @@ class CommandState(StrEnum):
     FAILED = "failed"
     REFUSED = "refused"
     EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
 
 
-OPEN_COMMAND_STATES = frozenset({CommandState.PENDING, CommandState.DELIVERED, CommandState.ACCEPTED})
+OPEN_COMMAND_STATES = frozenset(
+    {CommandState.PENDING, CommandState.DELIVERED, CommandState.ACCEPTED, CommandState.CANCELLING}
+)
 
 
 class Command(Message):
@@ -43,6 +51,16 @@ class Command(Message):
     to_step: int | None = Field(
         None, ge=0, description="Go back to this step or before; default: the newest good."
     )
+
+
+class Withdrawal(Message):
+    """A command is taken back; ``id`` is the command's."""
+
+    id: str
+
+
+Asked = Command | Withdrawal
+"""What a trainer is asked for."""
 
 
 class CommandRequest(Message):

@@ -160,7 +160,7 @@ class CommandUpdate(Event):
 
     type: Literal["command"] = "command"
     command: str
-    state: Literal["accepted", "succeeded", "failed", "refused"]
+    state: Literal["accepted", "succeeded", "failed", "refused", "cancelled"]
     message: str = ""
 
 

@@ -86,4 +86,8 @@ class Reply(Message):
     seq: int
     duplicate: bool = False
     commands: list[Command] = Field(default_factory=list)
+    withdrawn: list[str] = Field(
+        default_factory=list,
+        description="Commands to drop if they are not yet carried out; say which it was.",
+    )
     server_time: Moment

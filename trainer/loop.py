@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shared.commands import Command
+from shared.commands import Asked
 from shared.events import Finding, RunEnded
 from trainer.checkpoint import Rung
 from trainer.errors import RunStopped
@@ -307,7 +307,7 @@ class Loop:
             pieces.append(self.losses)
         self.losses = combine(pieces)
 
-    def _agree(self) -> list[Command]:
+    def _agree(self) -> list[Asked]:
         """Let all ranks know what one of them does, and answer the commands to be carried out."""
         due = self.recovery.save_due_at
         self.recovery.collect()

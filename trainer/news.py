@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from shared.commands import Command
+from shared.commands import Asked
 from shared.events import Finding, Severity
 
 
@@ -12,7 +12,7 @@ class News:
     """To be pooled; most of the time there is nothing."""
 
     stop: str | None = None
-    commands: Sequence[Command] = ()
+    commands: Sequence[Asked] = ()
     left_out: Sequence[tuple[str, str]] = ()
     findings: Sequence[Finding] = ()
     save_due_at: int | None = None

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from shared.commands import Command, CommandKind
+from shared.commands import Asked, Command, CommandKind, Withdrawal
 from shared.events import CommandUpdate
 from trainer.checkpoint.errors import NoValidCheckpoint
 from trainer.reporting import Reporter
 from trainer.state import TrainState
 
-Outcome = Literal["accepted", "succeeded", "failed", "refused"]
+Outcome = Literal["accepted", "succeeded", "failed", "refused", "cancelled"]
 
 
 class Obedient(Protocol):
@@ -32,28 +32,44 @@ class Orders:
 
     A command whose time is over never gets here: the link knows that by the monitor's clock. The ids it has
     seen are in the run's record, which no rollback takes back and every restart reads: a command that comes
-    twice is carried out once.
+    twice is carried out once. So is the last word on each. What an earlier process did not finish is said to
+    have failed; what it finished is said again if the monitor still asks, since the first word may be lost.
     """
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
         self._seen = set(reporter.record.commands_seen)
+        self._told_before = dict(reporter.record.commands_told)
         self._saved: tuple[int, int] | None = None
 
-    def carry_out(self, loop: Obedient, commands: Sequence[Command]) -> None:
+    def carry_out(self, loop: Obedient, asked: Sequence[Asked]) -> None:
         """Do what has arrived since the last step."""
-        for command in commands:
-            if command.id in self._seen:
+        self._close_what_was_cut_short(loop)
+        for one in asked:
+            if one.id in self._seen:
+                self._say_again(one.id)
                 continue
             loop.settle()
-            self._seen.add(command.id)
-            self._reporter.record.commands_seen.append(command.id)
-            refusal = self._refusal(command)
-            if refusal is not None:
-                self._tell(loop, command, "refused", refusal)
+            self._seen.add(one.id)
+            self._reporter.record.commands_seen.append(one.id)
+            if isinstance(one, Withdrawal):
+                self._tell(loop, one.id, "cancelled", "dropped before it was carried out")
+            elif (refusal := self._refusal(one)) is not None:
+                self._tell(loop, one.id, "refused", refusal)
             else:
-                self._tell(loop, command, "accepted")
-                self._tell(loop, command, *self._obey(loop, command))
+                self._tell(loop, one.id, "accepted")
+                self._tell(loop, one.id, *self._obey(loop, one))
+
+    def _close_what_was_cut_short(self, loop: Obedient) -> None:
+        for id_ in [id_ for id_, told in self._told_before.items() if told.state == "accepted"]:
+            del self._told_before[id_]
+            self._tell(loop, id_, "failed", "the process that carried it out ended before it was done")
+
+    def _say_again(self, id_: str) -> None:
+        """Once in each life: what an earlier one said may have died with it."""
+        told = self._told_before.pop(id_, None)
+        if told is not None:
+            self._reporter.command(told)
 
     def _refusal(self, command: Command) -> str | None:
         attempt = self._reporter.record.attempt
@@ -89,7 +105,7 @@ class Orders:
             return "failed", str(error)
         return "succeeded", f"went back from step {before} to step {loop.state.step}"
 
-    def _tell(self, loop: Obedient, command: Command, state: Outcome, message: str = "") -> None:
-        self._reporter.command(
-            CommandUpdate(step=loop.state.step, command=command.id, state=state, message=message)
-        )
+    def _tell(self, loop: Obedient, id_: str, state: Outcome, message: str = "") -> None:
+        update = CommandUpdate(step=loop.state.step, command=id_, state=state, message=message)
+        self._reporter.record.commands_told[id_] = update
+        self._reporter.command(update)

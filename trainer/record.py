@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.events import Change, Finding, Incident, Rollback, StepSkipped
+from shared.events import Change, CommandUpdate, Finding, Incident, Rollback, StepSkipped
 from trainer.files import replace_file
 
 
@@ -13,7 +13,8 @@ class RunRecord(BaseModel):
     """Attempts, skips, rollbacks, findings and incidents of one run, and the commands it has seen.
 
     A rollback restores the state of an earlier step; this is what must not be restored: budgets would start
-    anew, a command would be carried out twice, and a bad sample come again. ``transients`` are POSIX seconds.
+    anew, a command would be carried out twice, and a bad sample come again. ``commands_told`` is the last
+    word on each command by its id; ``transients`` are POSIX seconds.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
@@ -24,6 +25,7 @@ class RunRecord(BaseModel):
     rollbacks: list[Rollback] = Field(default_factory=list)
     skips: list[StepSkipped] = Field(default_factory=list)
     commands_seen: list[str] = Field(default_factory=list)
+    commands_told: dict[str, CommandUpdate] = Field(default_factory=dict)
     ladder: dict[str, Any] = Field(default_factory=dict)
     factors: dict[str, Any] = Field(default_factory=dict)
     quarantined: list[str] = Field(default_factory=list)

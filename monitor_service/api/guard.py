@@ -18,6 +18,7 @@ from monitor_service.access import Principal
 from monitor_service.api.dependencies import Monitor
 from monitor_service.api.headers import SECURITY, STRICT_TRANSPORT
 from monitor_service.api.hosts import Hosts
+from monitor_service.api.paths import run_of_exchange
 from monitor_service.api.problems import answer_to, refusal
 from monitor_service.errors import Forbidden, MonitorError, NotAuthenticated, wrong_query
 from monitor_service.limits import Buckets
@@ -85,7 +86,7 @@ class Guard:
 
     def _limit(self, scope: Scope, principal: Principal | None) -> None:
         who = principal.token if principal and principal.token else address_of(scope)
-        buckets = self._sent if scope["path"].endswith("/exchange") else self._asked
+        buckets = self._asked if run_of_exchange(scope) is None else self._sent
         buckets.take(who)
 
 

@@ -70,18 +70,23 @@ async def exchange(run: RunName, request: Request, monitor: MonitorDep) -> Respo
             batch = await read_message(request, Batch, monitor.settings)
             bounds.check(batch)
             done = await _commit(monitor, run, batch)
-        commands = done.commands
+        waiting = done.waiting
         hold_s = min(batch.hold_s, monitor.settings.max_hold_s)
         if not done.is_urgent and hold_s > 0 and await hear(heard, hold_s):
             now = monitor.clock()
-            commands = await asyncio.wrap_future(
+            waiting = await asyncio.wrap_future(
                 monitor.store.submit(lambda connection: runs.deliver(connection, run, now))
             )
-    if commands:
-        monitor.meters.journeys.delivered(run, commands, monitor.clock())
-    return answer(
-        Reply(seq=batch.seq, duplicate=done.is_duplicate, commands=commands, server_time=monitor.clock())
+    if waiting.commands:
+        monitor.meters.journeys.delivered(run, waiting.commands, monitor.clock())
+    reply = Reply(
+        seq=batch.seq,
+        duplicate=done.is_duplicate,
+        commands=waiting.commands,
+        withdrawn=waiting.withdrawn,
+        server_time=monitor.clock(),
     )
+    return answer(reply)
 
 
 async def _commit(monitor: Monitor, run: str, batch: Batch) -> Exchanged:

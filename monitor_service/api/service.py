@@ -21,7 +21,7 @@ def healthz(monitor: MonitorDep) -> dict[str, str]:
 
 
 @router.get("/metrics", response_class=Response, dependencies=[needs_all_projects(Scope.READ)])
-def metrics(monitor: MonitorDep, accept: Annotated[str, Header()] = "") -> Response:
+async def metrics(monitor: MonitorDep, accept: Annotated[str, Header()] = "") -> Response:
     """All series in Prometheus' text format, or in OpenMetrics, with exemplars, for who accepts that."""
-    text, media_type = monitor.scraper.answer(accept)
+    text, media_type = await monitor.scraper.share(accept)
     return Response(text, media_type=media_type)

@@ -4,18 +4,15 @@ It leads to the same checks and the same function as the route, which stays for 
 for whatever is not plainly an exchange: such a request goes on, and the router says what is wrong with it.
 """
 
-import re
-
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from monitor_service import tokens
 from monitor_service.api import ingest
 from monitor_service.api.dependencies import Monitor
+from monitor_service.api.paths import run_of_exchange
 from monitor_service.api.permissions import require, require_principal
 from monitor_service.api.problems import answer_or_raise
-
-_EXCHANGE = re.compile(r"/api/v1/runs/([A-Za-z0-9][A-Za-z0-9_.-]{0,99})/exchange")
 
 
 class Shortcut:
@@ -25,11 +22,10 @@ class Shortcut:
         self._app, self._monitor = app, monitor
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = scope["type"] == "http" and scope["method"] == "POST" and _EXCHANGE.fullmatch(scope["path"])
-        if not found:
+        run = run_of_exchange(scope) if scope["type"] == "http" else None
+        if run is None:
             await self._app(scope, receive, send)
             return
-        run = found[1]
         request = Request({**scope, "path_params": {"run": run}}, receive)
         try:
             await require(request, await require_principal(request), [tokens.Scope.INGEST])

@@ -61,13 +61,13 @@ async def order(request: Request, run: RunName, monitor: MonitorDep, principal: 
         try:
             if suggestion:
                 accepted = Acceptance(suggestion=suggestion, issued_by=name)
-                done = await asyncio.to_thread(accept_suggestion, monitor, run, accepted)
+                placed = await asyncio.to_thread(accept_suggestion, monitor, run, accepted)
             else:
-                done = await asyncio.to_thread(place_order, monitor, run, wish)
+                placed = await asyncio.to_thread(place_order, monitor, run, wish)
         except Conflict as conflict:  # somebody was faster
             error = str(conflict)
         else:
-            return RedirectResponse(f"/runs/{run}?{urlencode({'ordered': done.id})}#commands", 303)
+            return RedirectResponse(f"/runs/{run}?{urlencode({'ordered': placed.view.id})}#commands", 303)
     return page_with_form(
         request, "order.html", {"proposal": proposal, "reason": reason, "error": error}, status
     )

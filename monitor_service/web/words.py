@@ -80,6 +80,8 @@ COMMAND_STATE: dict[CommandState, Sign] = {
     CommandState.FAILED: Sign("cross", "bad", "Failed"),
     CommandState.REFUSED: Sign("refused", "warn", "Refused"),
     CommandState.EXPIRED: Sign("silent", "warn", "Expired"),
+    CommandState.CANCELLING: Sign("ring", "note", "Being cancelled"),
+    CommandState.CANCELLED: Sign("refused", "idle", "Cancelled"),
 }
 
 SKIPPED = Sign("refused", "bad", "Skipped step")

@@ -61,6 +61,12 @@ class Served:
     def post(self, url: str, **more: Any) -> httpx.Response:
         return self._portal.call(partial(self._client.post, url, **more))
 
+    def delete(self, url: str, **more: Any) -> httpx.Response:
+        return self._portal.call(partial(self._client.delete, url, **more))
+
+    def start_get(self, url: str, **more: Any) -> Future[httpx.Response]:
+        return self._portal.start_task_soon(partial(self._client.get, url, **more))
+
     def start_post(self, url: str, **more: Any) -> Future[httpx.Response]:
         """The answer comes later, in the future."""
         return self._portal.start_task_soon(partial(self._client.post, url, **more))

@@ -231,6 +231,16 @@ def test_who_asks_too_often_is_told_when_to_come_again(serve: Any) -> None:
     assert refused.headers["retry-after"] == "1"
 
 
+def test_only_batches_count_against_the_limit_of_batches(serve: Any, batch: Build) -> None:
+    """A run may be called ``exchange``, and whoever looks at it is no trainer."""
+    monitor = serve(rate_limit_per_s=3, rate_limit_ingest_per_s=1000)
+    assert monitor.register().status_code == 201
+    asked = [monitor.get("/api/v1/runs/exchange").status_code for _ in range(4)]
+    assert (asked[0], asked[-1]) == (404, 429)
+    assert monitor.get("/nowhere/exchange").status_code == 429
+    assert {monitor.send(batch(seq)).status_code for seq in range(1, 9)} == {200}
+
+
 def test_guesses_are_slowed_down_but_a_good_token_still_passes(serve: Any, make: Make) -> None:
     secret = make("read")
     served = serve()

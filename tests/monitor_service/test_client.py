@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from monitor_service.__main__ import ExitCode, main
-from monitor_service.client import Client, Refused, Unreachable
+from monitor_service.client import Client, OrderUncertain, Refused, Unreachable
 
 Build = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).parents[2]
@@ -174,6 +174,51 @@ def test_a_client_says_what_went_wrong() -> None:
         client.health("demo")
     with Client("http://127.0.0.1:9") as client, pytest.raises(Unreachable, match=r"127\.0\.0\.1:9"):
         next(client.watch("demo"))
+
+
+class Swallowing(httpx.HTTPTransport):
+    """Every request reaches the monitor, and the first answers are lost on their way back."""
+
+    def __init__(self, answers: int) -> None:
+        super().__init__()
+        self._left = answers
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        answer = super().handle_request(request)
+        self._left -= 1
+        if self._left >= 0:
+            answer.read()
+            raise httpx.ReadError("connection reset by peer")
+        return answer
+
+
+@pytest.mark.slow
+def test_an_order_whose_answers_are_lost_is_ordered_once(
+    program: Program, batch: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program.register("demo")
+    slept: list[float] = []
+    wish = {"kind": "roll_back", "reason": "x"}
+    with Client(program.url, sleep=slept.append, transport=Swallowing(answers=2)) as client:
+        ordered = client.order("demo", wish)
+    assert slept == [0.5, 1.0]
+    with Client(program.url) as client:
+        assert [one.id for one in client.commands("demo").items] == [ordered.id]
+        assert main(["cancel", "demo", "--reason", "mistake", "--url", program.url]) == ExitCode.DONE
+        assert f"roll_back {ordered.id}: cancelled" in capsys.readouterr().out
+        assert main(["cancel", "demo", "--reason", "mistake", "--url", program.url]) == ExitCode.USAGE
+        assert "0 commands that can be cancelled: none" in capsys.readouterr().err
+    unheard = "whether the command is ordered is not known"
+    with (
+        Client(program.url, sleep=slept.append, transport=Swallowing(answers=5)) as client,
+        pytest.raises(OrderUncertain, match=unheard) as uncertain,
+    ):
+        client.order("demo", wish)
+    words = ["roll-back", "demo", "--reason", "x", "--json", "--url", program.url]
+    assert main([*words, "--key", "another"]) == ExitCode.REFUSED
+    with Client(program.url) as client:
+        assert client.order("demo", wish, uncertain.value.key).state == "pending"
+        assert len(client.commands("demo").items) == 2
 
 
 def test_an_export_that_breaks_leaves_no_half_of_a_file(tmp_path: Path) -> None:

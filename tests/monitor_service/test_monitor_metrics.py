@@ -14,6 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from monitor_service.app import create_app
 from monitor_service.metrics import disk_bytes
 from monitor_service.settings import Settings
+from monitor_service.upkeep import keep_up
+from monitor_service.watchdog import look_once
 
 Build = Callable[..., dict[str, Any]]
 
@@ -118,6 +120,59 @@ def test_of_a_server_s_disk_nothing_is_told_rather_than_zero() -> None:
     url = "postgresql+psycopg://u:p@127.0.0.1:9/none"
     told = create_app(Settings(database_url=url)).state.monitor.meters.registry
     assert "trainhealth_store_disk_bytes{" not in generate_latest(told).decode()
+
+
+def test_ended_commands_are_counted_for_ever(monitor: Any, batch: Build, clock: Any) -> None:
+    """A counter that falls looks to Prometheus like a restart, and every rate after it is wrong."""
+    orders = "/api/v1/runs/demo/commands"
+    wish = {"kind": "stop", "reason": "r", "valid_for_s": 60}
+
+    def seen() -> dict[str, float]:
+        found = samples(monitor)
+        return {
+            key[-1]: value
+            for key, value in found.items()
+            if key[:2] == ("trainhealth_commands_total", "stop")
+        }
+
+    command = monitor.post(orders, json=wish).json()["id"]
+    monitor.send(batch(1))
+    clock.advance(61)
+    look_once(monitor.monitor.store, clock(), monitor.monitor.settings)
+    assert seen() == {"applied": 0, "cancelled": 0, "expired": 1, "failed": 0, "refused": 0}
+    late = {"type": "command", "step": 1, "command": command, "state": "succeeded"}
+    monitor.send(batch(2, events=[late]))
+    command = monitor.post(orders, json=wish).json()["id"]
+    assert monitor.delete(f"{orders}/{command}?reason=mistake").status_code == 200
+    everything = {"applied": 1, "cancelled": 1, "expired": 1, "failed": 0, "refused": 0}
+    assert seen() == everything
+    monitor.send(batch(3, events=[{"type": "run_ended", "step": 1, "status": "finished"}]))
+    for _ in range(2):  # the second time there is nothing left to keep
+        clock.advance(2 * 86_400)
+        keep_up(
+            monitor.monitor.store, clock(), monitor.monitor.settings.model_copy(update={"keep_runs_days": 1})
+        )
+        assert monitor.get("/api/v1/runs/demo").status_code == 404
+        assert seen() == everything
+        monitor.register("other")
+    assert seen() == everything
+
+
+def test_a_rollback_that_was_refused_does_not_count_as_the_way_to_the_next_attempt(
+    monitor: Any, batch: Build, clock: Any
+) -> None:
+    """A rollback of the trainer's own, an hour later, is not what the refused command led to."""
+    for number, state in enumerate(("refused", "failed", "succeeded")):
+        seq, attempt = 10 * number + 1, number + 1
+        order = {"kind": "roll_back", "reason": "r"}
+        command = monitor.post("/api/v1/runs/demo/commands", json=order).json()["id"]
+        monitor.send(batch(seq, [seq], loss=[1.0], attempt=attempt))
+        answer = {"type": "command", "step": seq, "command": command, "state": state}
+        monitor.send(batch(seq + 1, events=[answer], attempt=attempt))
+        clock.advance(60)
+        monitor.send(batch(seq + 2, [seq + 2], loss=[1.0], attempt=attempt + 1))
+    assert samples(monitor)["trainhealth_rollback_duration_seconds_count",] == 1
+    assert samples(monitor)["trainhealth_rollback_duration_seconds_sum",] == 60
 
 
 def test_names_follow_the_conventions_of_prometheus(monitor: Any, batch: Build) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -117,6 +118,32 @@ def test_of_two_monitors_one_tells_the_runs_and_the_other_takes_over(
     one.monitor.lead._until = 0.0
     until(lambda: steps in two.get("/metrics").text, "the other tells", within_s=20)
     assert steps not in one.get("/metrics").text
+
+
+def test_many_scrapes_at_once_are_rendered_once_and_take_one_thread(
+    eventful: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scraper, rendered, go_on = eventful.monitor.scraper, [], threading.Event()
+    render = scraper.answer
+
+    def slowly(accept: str) -> Any:
+        rendered.append(threading.current_thread().name)
+        assert go_on.wait(20)
+        return render(accept)
+
+    monkeypatch.setattr(scraper, "answer", slowly)
+    waiting = [eventful.start_get("/metrics") for _ in range(100)]
+    turned_away = eventful.start_get("/metrics")
+    until(lambda: rendered, "the first is rendered")
+    turned_away.cancel()
+    assert eventful.tell()["run"] == "demo"  # there are threads left for other questions
+    go_on.set()
+    answers = [one.result(20) for one in waiting]
+    assert len(rendered) == 1
+    assert len({answer.content for answer in answers}) == 1
+    assert b"trainhealth_steps_total{" in answers[0].content
+    assert eventful.get("/metrics").status_code == 200
+    assert len(rendered) == 2
 
 
 def test_without_the_database_the_services_own_numbers_are_told(monitor: Any) -> None:

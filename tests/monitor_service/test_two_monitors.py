@@ -2,10 +2,13 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from monitor_service import rulebook
+from monitor_service.store import open_engine, writing
 from monitor_service.watchdog import look_once
 
 Build = Callable[..., dict[str, Any]]
@@ -65,3 +68,60 @@ def test_what_two_monitors_store_at_once_is_all_there(serve: Any, batch: Build) 
     together(lambda: send(one, range(1, 31, 2)), lambda: send(two, range(2, 31, 2)))
     assert one.tell("/series?name=loss")["series"]["loss"]["step"] == list(range(1, 31))
     assert one.tell()["step"] == 30
+
+
+def test_rules_and_alerts_that_lock_the_same_runs_at_once_are_never_refused(serve: Any, batch: Build) -> None:
+    """Both hold several runs in one transaction; crosswise it would be a deadlock, and one of them a 503."""
+    one, two = serve(), serve()
+    names = [f"{letter}-{number}" for number in range(4) for letter in "zYx"]  # neither by age nor by locale
+    for name in names:
+        one.register(name, project="maps")
+    answers: list[int] = []
+
+    # FastAPI finishes a route with its first request, and not in two threads at once
+    assert {one.put("/api/v1/projects/maps/rules").status_code, two.post("/api/v1/alerts").status_code} == {
+        415
+    }
+
+    def choose() -> None:
+        for number in range(12):
+            wish = {"values": {"loss_risen_factor": 2 + number}, "reason": "try"}
+            answers.append(one.put("/api/v1/projects/maps/rules", json=wish).status_code)
+
+    def alarm() -> None:
+        for number in range(12):
+            told = [
+                {
+                    "status": "firing",
+                    "labels": {"alertname": "x", "run": name, "action": "roll_back"},
+                    "annotations": {},
+                    "startsAt": "2026-03-01T12:00:00Z",
+                    "fingerprint": f"{name}-{number}",
+                }
+                for name in reversed(names)
+            ]
+            body = {"version": "4", "alerts": told}
+            answers.append(two.post("/api/v1/alerts", json=body).status_code)
+
+    together(choose, alarm)
+    assert answers == [200] * 24
+    values = {name: two.tell("/rules", name)["values"]["loss_risen_factor"] for name in names}
+    assert values == dict.fromkeys(names, 13.0)
+
+
+def test_a_run_that_registers_while_its_rules_change_has_the_new_ones(serve: Any, url: str) -> None:
+    """The change is under way in another process and not committed yet: neither sees the other's row."""
+    if url.startswith("sqlite"):
+        pytest.skip("SQLite lets one process write at a time")
+    monitor, engine = serve(), open_engine(url)
+    wish = rulebook.RulesRequest(values={"loss_risen_factor": 7.0}, reason="try")
+    try:
+        with writing(engine) as connection, connection.begin():
+            rulebook.choose_for_project(connection, "maps", wish, monitor.monitor.clock())
+            registering = ThreadPoolExecutor(1).submit(monitor.register, "young", project="maps")
+            with pytest.raises(TimeoutError):
+                registering.result(0.5)
+        assert registering.result(20).status_code == 201
+    finally:
+        engine.dispose()
+    assert monitor.tell("/rules", "young")["values"]["loss_risen_factor"] == 7.0

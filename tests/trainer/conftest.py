@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.base import utc_now
-from shared.commands import Command
+from shared.commands import Asked, Command, Withdrawal
 from shared.events import Event
 from trainer.build import Stage, build_loop
 from trainer.checkpoint import RingConfig, stage
@@ -317,8 +317,8 @@ def order() -> Callable[..., Command]:
 def deliver() -> Callable[..., None]:
     """Hand commands to a loop with its next step, in place of the network."""
 
-    def hand_over(loop: Loop, *commands: Command) -> None:
-        waiting = list(commands)
+    def hand_over(loop: Loop, *commands: Command, withdrawn: Sequence[str] = ()) -> None:
+        waiting: list[Asked] = [*(Withdrawal(id=id_) for id_ in withdrawn), *commands]
         loop.reporter.link.commands = lambda: [waiting.pop(0) for _ in range(len(waiting))]
 
     return hand_over

@@ -72,7 +72,7 @@ def test_a_command_that_comes_twice_is_carried_out_once(
     assert told(events) == [("c1", "accepted"), ("c1", "succeeded")]
 
 
-def test_a_command_that_comes_again_after_a_restart_is_known(
+def test_a_command_that_comes_again_after_a_restart_is_answered_again_and_not_carried_out(
     lab: Any, events: list[Any], order: Any, deliver: Any
 ) -> None:
     first = lab.loop()
@@ -83,10 +83,64 @@ def test_a_command_that_comes_again_after_a_restart_is_known(
     first.recovery.close()
     second = lab.loop(seed=None)
     events.clear()
+    second.recovery.save = lambda: pytest.fail("it was carried out twice")
+    again = command.model_copy(update={"attempt": second.reporter.record.attempt})
+    for _ in range(2):
+        deliver(second, again)
+        second.step()
+    assert second.state.step == 8
+    assert told(events) == [("c1", "succeeded")]
+
+
+def test_what_a_killed_process_had_begun_has_failed_and_is_not_begun_again(
+    lab: Any, events: list[Any], order: Any, deliver: Any
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    first = lab.loop()
+    lab.steps(first, 30)
+    first.go_back, command = die, order("roll_back")
+    deliver(first, command)
+    with pytest.raises(Killed):
+        first.step()
+    first.recovery.close()
+    second = lab.loop(seed=None)
+    events.clear()
     deliver(second, command.model_copy(update={"attempt": second.reporter.record.attempt}))
     second.step()
-    assert second.state.step == 7
-    assert told(events) == []
+    assert told(events) == [("c1", "failed")]
+    assert "ended before it was done" in next(e.message for e in events if isinstance(e, CommandUpdate))
+    assert second.reporter.record.rollbacks == []
+
+
+def test_a_command_that_is_withdrawn_while_it_waits_is_never_carried_out(
+    lab: Any, events: list[Any], order: Any, deliver: Any
+) -> None:
+    loop = lab.loop()
+    lab.steps(loop, 12)
+    deliver(loop, order("roll_back"), withdrawn=["c1", "c2"])
+    loop.step()
+    deliver(loop, order("roll_back"), order("roll_back", "c2"))  # replies that come late, or again
+    loop.step()
+    assert told(events) == [("c1", "cancelled"), ("c2", "cancelled")]
+    assert loop.state.step == 14
+    assert loop.reporter.record.rollbacks == []
+
+
+def test_a_withdrawal_that_comes_too_late_changes_nothing(
+    lab: Any, events: list[Any], order: Any, deliver: Any
+) -> None:
+    loop = lab.loop()
+    lab.steps(loop, 12)
+    deliver(loop, order("save_checkpoint"))
+    loop.step()
+    deliver(loop, withdrawn=["c1"])
+    loop.step()
+    assert told(events) == [("c1", "accepted"), ("c1", "succeeded")]
 
 
 def test_a_command_is_on_record_before_it_is_obeyed(lab: Any, order: Any, deliver: Any) -> None:

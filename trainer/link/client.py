@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from shared.commands import Command
+from shared.commands import Asked
 from shared.events import Event
 from shared.exchange import OutboxCounts, RunSpec
 from trainer.link.config import LinkConfig
@@ -83,8 +83,8 @@ class Link:
         if self._is_on:
             self._conversation.hurry()
 
-    def commands(self) -> list[Command]:
-        """Commands that arrived since the last call. Each is handed out once; lapsed ones never are."""
+    def commands(self) -> list[Asked]:
+        """Commands and withdrawals that came since the last call: each once, and lapsed commands never."""
         return self._inbox.take()
 
     def counts(self) -> OutboxCounts:

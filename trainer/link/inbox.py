@@ -10,13 +10,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from shared.base import Moment
-from shared.commands import Command
+from shared.commands import Asked, Command, Withdrawal
 from trainer.link.sparing import SparingLog
 
 MAX_COMMANDS = 10_000
 """Ids remembered in one life of a process. A monitor that orders more is broken, and no more are obeyed."""
 MAX_PER_REPLY = 100
 """Commands looked at in one reply; the others come again in the next one."""
+MAX_ID_LENGTH = 64
 MAX_AT_ONCE = 8
 """Commands handed out at one step boundary; the rest wait for the next: a flood holds up no step."""
 
@@ -35,10 +36,13 @@ class _Envelope(BaseModel):
     seq: StrictInt
     server_time: Moment
     commands: list[Any] = Field(default_factory=list)
+    withdrawn: list[Any] = Field(default_factory=list)
 
 
 class Inbox:
     """Commands that arrived and were not yet taken. Each id is handed out once, however often it is repeated.
+
+    So is the withdrawal of each, and before any command: whoever takes both never carries out the command.
 
     A command lapses by the monitor's clock: it is valid for ``expires_at - server_time``, counted from its
     arrival. So a trainer whose clock is a day off neither obeys stale orders nor refuses fresh ones.
@@ -48,10 +52,12 @@ class Inbox:
         self._clock = clock
         self._waiting: deque[tuple[float, Command]] = deque()
         self._seen: set[str] = set()
+        self._withdrawals: deque[Withdrawal] = deque()
+        self._withdrawn: set[str] = set()
         self._quietly = SparingLog(log)
 
     def accept(self, body: bytes, seq: int) -> bool:
-        """Read the reply to batch ``seq`` and keep its commands; whether one was new.
+        """Read the reply to batch ``seq`` and keep its commands and withdrawals; whether one was new.
 
         Raises:
             ReplyRefused: it is no reply, or the reply to another batch.
@@ -63,11 +69,14 @@ class Inbox:
         if reply.seq != seq:
             raise ReplyRefused(f"it confirms batch {reply.seq} where {seq} was sent")
         fresh = [self._keep(command, reply.server_time) for command in reply.commands[:MAX_PER_REPLY]]
+        fresh += [self._keep_withdrawal(one) for one in reply.withdrawn[:MAX_PER_REPLY]]
         return any(fresh)
 
-    def take(self) -> list[Command]:
-        """Commands to carry out now, oldest first; those that lapsed while they waited are left out."""
-        taken: list[Command] = []
+    def take(self) -> list[Asked]:
+        """What is asked now: withdrawals, then commands, oldest first, without those that lapsed waiting."""
+        taken: list[Asked] = []
+        while self._withdrawals and len(taken) < MAX_AT_ONCE:
+            taken.append(self._withdrawals.popleft())
         while self._waiting and len(taken) < MAX_AT_ONCE:
             lapses_at, command = self._waiting.popleft()
             if self._clock() < lapses_at:
@@ -94,6 +103,14 @@ class Inbox:
         self._seen.add(command.id)
         self._waiting.append((self._clock() + valid_for_s, command))
         log.info("command %s: %s by %s, %s", command.id, command.kind, command.issued_by, command.reason)
+        return True
+
+    def _keep_withdrawal(self, raw: object) -> bool:
+        is_id = isinstance(raw, str) and 0 < len(raw) <= MAX_ID_LENGTH
+        if not is_id or raw in self._withdrawn or len(self._withdrawn) >= MAX_COMMANDS:
+            return False
+        self._withdrawn.add(str(raw))
+        self._withdrawals.append(Withdrawal(id=str(raw)))
         return True
 
 

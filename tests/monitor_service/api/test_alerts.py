@@ -348,6 +348,29 @@ def _tokens(url: str, clock: Any, **scopes: list[Scope]) -> dict[str, str]:
     return made
 
 
+def test_a_token_of_another_project_can_neither_resolve_nor_repeat_an_episode(
+    serve: Any, batch: Build, clock: Any, url: str
+) -> None:
+    served = serve()
+    served.register(project="maps")
+    served.send(batch(1, [1], loss=[1.0]))
+    engine = open_engine(url)
+    with writing(engine) as connection, connection.begin():
+        secrets = {
+            project: tokens.create(connection, f"hook-{project}", [Scope.HOOK], clock(), project=project)[1]
+            for project in ("maps", "other")
+        }
+    engine.dispose()
+    served.monitor.door.forget()
+    maps, other = ({"headers": {"Authorization": f"Bearer {secrets[name]}"}} for name in ("maps", "other"))
+    assert results(post(served, alert("resolved"), **other)) == ["resolved"]
+    assert results(post(served, alert(), **other)) == ["resolved"]
+    (told,) = post(served, alert(), **maps)
+    assert told["result"] == "ordered"
+    assert results(post(served, alert("resolved"), **other)) == ["resolved"]
+    assert results(post(served, alert(), **maps)) == ["repeated"]
+
+
 def test_alerts_leave_when_they_have_not_come_for_long(monitor: Any, clock: Any) -> None:
     post(monitor, alert(), alert(fingerprint="f2"))
     clock.advance(60 * 86_400)

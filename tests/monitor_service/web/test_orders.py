@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from shared.commands import CommandKind
-from shared.events import CheckpointState, RunEnded
+from shared.events import CheckpointState, CommandUpdate, RunEnded
 from shared.exchange import Columns
 
 BROWSER = {"Accept": "text/html"}
@@ -168,3 +168,49 @@ def test_a_suggestion_is_shown_with_its_price_and_taken_up(client: httpx.Client,
     again = client.post("/runs/radio/order", data=fields(shown.text))
     assert again.status_code == 409
     assert len(commands(client)) == 1
+
+
+def cancel_page(client: httpx.Client, command: dict[str, Any]) -> str:
+    """Where the table of commands leads to."""
+    path = f"/runs/radio/commands/{command['id']}/cancel"
+    assert f'href="{path}"' in client.get("/runs/radio", headers=BROWSER).text
+    return path
+
+
+def test_a_command_can_be_taken_back_on_its_page(client: httpx.Client, run: Any) -> None:
+    order(client, "kind=roll_back", reason="the wrong run")
+    path = cancel_page(client, commands(client)[0])
+    shown = client.get(path, headers=BROWSER)
+    assert "It has not reached the trainer." in shown.text
+    empty = client.post(path, data=fields(shown.text), headers=BROWSER)
+    assert (empty.status_code, "Say why" in empty.text) == (422, True)
+    done = client.post(path, data={**fields(shown.text), "reason": "mistake"}, headers=BROWSER)
+    assert done.status_code == 303
+    (command,) = commands(client)
+    assert command["state"] == "cancelled"
+    assert command["history"][-1]["message"] == "cancelled by operator: mistake"
+    assert path not in client.get("/runs/radio", headers=BROWSER).text
+    again = client.post(path, data={**fields(shown.text), "reason": "mistake"}, headers=BROWSER)
+    assert again.status_code == 303  # a second click
+    assert "can be taken back no more" in client.get(path, headers=BROWSER).text
+
+
+def test_a_command_that_the_trainer_has_taken_says_so_on_its_page(client: httpx.Client, run: Any) -> None:
+    order(client, "kind=save_checkpoint", reason="why not")
+    (command,) = commands(client)
+    run.tell()
+    path = cancel_page(client, command)
+    shown = client.get(path, headers=BROWSER).text
+    assert "The trainer may hold it already and is asked to drop it." in shown
+    run.tell(CommandUpdate(step=119, command=command["id"], state="accepted"))
+    late = client.post(path, data={**fields(shown), "reason": "mistake"}, headers=BROWSER)
+    assert (late.status_code, "It is accepted" in late.text) == (409, True)
+    assert commands(client)[0]["state"] == "accepted"
+
+
+def test_no_other_page_can_take_a_command_back(client: httpx.Client, run: Any) -> None:
+    order(client, "kind=stop", reason="why not")
+    path = cancel_page(client, commands(client)[0])
+    forged = client.post(path, data={"reason": "mistake", "form_token": "0" * 64}, headers=BROWSER)
+    assert forged.status_code == 403
+    assert commands(client)[0]["state"] == "pending"

@@ -50,6 +50,26 @@ def test_a_reply_to_another_batch_confirms_nothing_and_its_commands_wait(command
     assert inbox.take() == []
 
 
+def test_a_withdrawal_is_handed_out_once_and_before_the_commands(command):
+    inbox = Inbox()
+    body = Reply(seq=1, commands=[command("c1")], withdrawn=["c1", "c2"], server_time=utc_now())
+    assert inbox.accept(body.model_dump_json().encode(), 1)
+    assert [(type(one).__name__, one.id) for one in inbox.take()] == [
+        ("Withdrawal", "c1"),
+        ("Withdrawal", "c2"),
+        ("Command", "c1"),
+    ]
+    assert not inbox.accept(body.model_dump_json().encode(), 1)
+    assert inbox.take() == []
+
+
+@pytest.mark.parametrize("lie", ["[1, null, {}]", '["", "' + "x" * 65 + '"]'])
+def test_a_withdrawal_that_makes_no_sense_is_ignored(lie):
+    inbox = Inbox()
+    assert not inbox.accept(reply().replace(b'"withdrawn":[]', b'"withdrawn":' + lie.encode()), 1)
+    assert inbox.take() == []
+
+
 def test_a_newer_monitor_may_say_more(command):
     body = reply(command()).replace(b'"seq":1', b'"seq":1,"news":{"a":1}')
     assert Inbox().accept(body, 1)

@@ -1,0 +1,44 @@
+"""How often commands came to each end: read from their lives, and kept when a run leaves with its commands.
+
+Each coming to an end counts, also of a command that lapsed here and succeeded there: what was counted once is
+never taken back, as a counter must not fall.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, func, insert, select, true, update
+
+from monitor_service import tables
+from shared.commands import OPEN_COMMAND_STATES
+
+_COMMANDS, _HISTORY, _TALLIES = tables.commands.c, tables.command_history.c, tables.command_tallies.c
+
+
+def ends(*columns: ColumnElement[Any], of: ColumnElement[bool] | None = None) -> Select[Any]:
+    """A query for how often commands came to an end: ``columns`` of their rows, the state, and the number."""
+    query: Select[Any] = select(*columns, _HISTORY.state, func.count()).join_from(
+        tables.command_history, tables.commands, _HISTORY.command_id == _COMMANDS.id
+    )
+    has_ended = _HISTORY.state.not_in(OPEN_COMMAND_STATES)
+    return query.where(has_ended, true() if of is None else of).group_by(*columns, _HISTORY.state)
+
+
+def totals(connection: Connection) -> Mapping[tuple[str, str], int]:
+    """Ends by kind and state, of all commands that there ever were."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for query in (ends(_COMMANDS.kind), select(_TALLIES.kind, _TALLIES.state, _TALLIES.count)):
+        for kind, state, count in connection.execute(query):
+            counts[kind, state] += count
+    return counts
+
+
+def keep(connection: Connection, run_id: int) -> None:
+    """Write down the ends of a run's commands: it is about to leave. The caller holds it."""
+    for kind, state, count in connection.execute(ends(_COMMANDS.kind, of=_COMMANDS.run_id == run_id)).all():
+        is_it = (_TALLIES.kind == kind) & (_TALLIES.state == state)
+        more = update(tables.command_tallies).where(is_it).values(count=_TALLIES.count + count)
+        if connection.execute(more).rowcount == 0:
+            row = {"kind": kind, "state": state, "count": count}
+            connection.execute(insert(tables.command_tallies).values(row))

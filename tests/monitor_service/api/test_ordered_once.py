@@ -1,0 +1,212 @@
+"""Orders that are sent again, and orders that are taken back."""
+
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from monitor_service import tokens
+from monitor_service.store import writing
+from monitor_service.tokens import Scope
+
+Build = Callable[..., dict[str, Any]]
+pytestmark = pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
+COMMANDS = "/api/v1/runs/demo/commands"
+ROLL_BACK = {"kind": "roll_back", "reason": "maps look wrong", "issued_by": "ana"}
+KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
+
+
+def order(monitor: Any, **more: Any) -> Any:
+    return monitor.post(COMMANDS, json=ROLL_BACK, **more)
+
+
+def cancel(monitor: Any, command: str, **more: Any) -> Any:
+    params = {"reason": "the wrong run", "cancelled_by": "ben"}
+    return monitor.delete(f"{COMMANDS}/{command}", params=params, **more)
+
+
+def says(command: str, state: str) -> dict[str, Any]:
+    return {"type": "command", "step": 9, "command": command, "state": state}
+
+
+def life(monitor: Any, command: str) -> list[str]:
+    return [change["state"] for change in monitor.tell(f"/commands/{command}")["history"]]
+
+
+def test_an_order_sent_again_with_its_key_is_the_same_command(monitor: Any, batch: Build) -> None:
+    first = order(monitor, headers=KEY)
+    assert first.status_code == 201
+    monitor.send(batch(1))
+    again = order(monitor, headers={"Idempotency-Key": f'"{KEY["Idempotency-Key"]}"'})  # quoted, as a string
+    assert again.status_code == 200
+    assert again.headers["location"] == first.headers["location"]
+    assert (again.json()["id"], again.json()["state"]) == (first.json()["id"], "delivered")
+    monitor.send(batch(2, events=[says(first.json()["id"], "succeeded")]))
+    ended = {"type": "run_ended", "step": 9, "status": "finished"}
+    monitor.send(batch(3, events=[ended]))
+    assert order(monitor, headers=KEY).json()["state"] == "succeeded"  # kept as long as the run
+    assert len(monitor.tell("/commands")["items"]) == 1
+
+
+def test_another_order_under_the_same_key_is_refused_and_the_key_is_named(monitor: Any) -> None:
+    command = order(monitor, headers=KEY).json()["id"]
+    for wish in ({"kind": "stop"}, {"reason": "another"}, {"issued_by": "ben"}, {"to_step": 3}):
+        other = monitor.post(COMMANDS, json={**ROLL_BACK, **wish}, headers=KEY)
+        assert other.status_code == 422
+        assert other.headers["content-type"] == "application/problem+json"
+        assert other.json()["type"] == "urn:trainhealth:problem:key-reused"
+        assert KEY["Idempotency-Key"] in other.json()["detail"]
+        assert command in other.json()["detail"]
+    assert len(monitor.tell("/commands")["items"]) == 1
+
+
+def test_a_key_belongs_to_its_run(monitor: Any) -> None:
+    monitor.register("other")
+    order(monitor, headers=KEY)
+    assert monitor.post("/api/v1/runs/other/commands", json=ROLL_BACK, headers=KEY).status_code == 201
+
+
+def test_an_order_that_was_refused_leaves_no_key_behind(monitor: Any, batch: Build) -> None:
+    blocking = order(monitor).json()["id"]
+    assert order(monitor, headers=KEY).status_code == 409
+    monitor.send(batch(1, events=[says(blocking, "accepted"), says(blocking, "succeeded")]))
+    assert order(monitor, headers=KEY).status_code == 201
+
+
+@pytest.mark.parametrize("key", ["", '""', "a b", "x" * 201, "naïve".encode("latin-1"), '"a'])
+def test_what_is_no_key_is_refused_with_what_would_do(monitor: Any, key: Any) -> None:
+    answer = order(monitor, headers={"Idempotency-Key": key})
+    assert answer.status_code == 422
+    (mistake,) = answer.json()["errors"]
+    assert mistake["field"] == "header.Idempotency-Key"
+    assert "1 to 200 letters" in mistake["problem"]
+    assert monitor.tell("/commands")["items"] == []
+
+
+def test_one_key_at_two_monitors_at_once_is_one_command(serve: Any, batch: Build) -> None:
+    monitors = [serve(), serve()]
+    monitors[0].register()
+    for one in monitors:  # FastAPI finishes a route with its first request, and not in two threads at once
+        assert order(one, headers={"Idempotency-Key": ""}).status_code == 422
+    ready = threading.Barrier(6)
+
+    def send(number: int) -> Any:
+        ready.wait()
+        return order(monitors[number % 2], headers=KEY)
+
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(send, range(6)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 5 + [201]
+    assert len({answer.json()["id"] for answer in answers}) == 1
+
+
+def test_a_suggestion_accepted_again_with_its_key_is_the_same_command(monitor: Any, batch: Build) -> None:
+    monitor.send(batch(1, range(5), loss=["NaN"] * 5))
+    told = {"suggestion": monitor.tell("/health")["suggestion"]["id"], "issued_by": "ana"}
+    path = "/api/v1/runs/demo/suggestion/accept"
+    first, again = (monitor.post(path, json=told, headers=KEY) for _ in range(2))
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json()["id"] == again.json()["id"]
+    assert order(monitor, headers=KEY).status_code == 422  # an order of another kind
+
+
+def test_a_pending_command_is_cancelled_at_once_and_never_goes_out(monitor: Any, batch: Build) -> None:
+    command = order(monitor).json()["id"]
+    for _ in range(2):
+        answer = cancel(monitor, command)
+        assert (answer.status_code, answer.json()["state"]) == (200, "cancelled")
+    assert answer.json()["history"][-1]["message"] == "cancelled by ben: the wrong run"
+    reply = monitor.send(batch(1)).json()
+    assert (reply["commands"], reply["withdrawn"]) == ([], [])
+    assert life(monitor, command) == ["pending", "cancelled"]
+    assert order(monitor).status_code == 201  # the place is free
+
+
+def test_a_delivered_command_is_cancelled_once_the_trainer_has_dropped_it(monitor: Any, batch: Build) -> None:
+    command = order(monitor).json()["id"]
+    monitor.send(batch(1))
+    for _ in range(2):
+        answer = cancel(monitor, command)
+        assert (answer.status_code, answer.json()["state"]) == (202, "cancelling")
+    assert order(monitor).status_code == 409  # nobody knows yet which way it goes
+    reply = monitor.send(batch(2)).json()
+    assert (reply["commands"], reply["withdrawn"]) == ([], [command])
+    monitor.send(batch(3, events=[says(command, "cancelled")]))
+    assert life(monitor, command) == ["pending", "delivered", "cancelling", "cancelled"]
+    assert monitor.send(batch(4)).json()["withdrawn"] == []
+    assert order(monitor).status_code == 201
+
+
+@pytest.mark.parametrize("outcome", ["succeeded", "failed", "refused"])
+def test_a_trainer_that_was_faster_than_the_cancelling_has_the_last_word(
+    monitor: Any, batch: Build, outcome: str
+) -> None:
+    command = order(monitor).json()["id"]
+    monitor.send(batch(1))
+    cancel(monitor, command)
+    monitor.send(batch(2, events=[says(command, "accepted")]))
+    assert monitor.send(batch(3)).json()["withdrawn"] == []
+    refused = cancel(monitor, command)
+    assert refused.status_code == 409
+    assert f"command {command} is accepted" in refused.json()["detail"]
+    monitor.send(batch(4, events=[says(command, outcome), says(command, "cancelled")]))
+    assert life(monitor, command) == ["pending", "delivered", "cancelling", "accepted", outcome]
+
+
+def test_a_cancelling_that_the_trainer_never_answers_ends_with_the_commands_time(
+    monitor: Any, batch: Build, clock: Any
+) -> None:
+    command = order(monitor).json()["id"]
+    monitor.send(batch(1))
+    cancel(monitor, command)
+    clock.advance(301)
+    assert order(monitor).status_code == 201
+    assert life(monitor, command)[-1] == "expired"
+    monitor.send(batch(2, events=[says(command, "succeeded")]))  # it waited in a spool
+    assert life(monitor, command)[-1] == "succeeded"
+
+
+def test_a_held_reply_wakes_for_a_cancelling_also_at_another_monitor(
+    serve: Any, monitor: Any, batch: Build
+) -> None:
+    other = serve()
+    command = order(monitor).json()["id"]
+    monitor.send(batch(1))
+    held = monitor.start_post("/api/v1/runs/demo/exchange", json=batch(2, hold_s=20))
+    assert cancel(other, command).status_code == 202
+    assert held.result(10).json()["withdrawn"] == [command]
+
+
+def test_a_command_that_is_none_or_has_ended_cannot_be_cancelled(monitor: Any, batch: Build) -> None:
+    assert cancel(monitor, "c9").status_code == 404
+    command = order(monitor).json()["id"]
+    monitor.register("other")
+    foreign = monitor.delete(f"/api/v1/runs/other/commands/{command}", params={"reason": "x"})
+    assert foreign.status_code == 404
+    no_reason = monitor.delete(f"{COMMANDS}/{command}")
+    assert no_reason.status_code == 422
+    assert "reason" in json.dumps(no_reason.json()["errors"])
+    monitor.send(batch(1, events=[says(command, "failed")]))
+    answer = cancel(monitor, command)
+    assert answer.status_code == 409
+    assert "is failed" in answer.json()["detail"]
+
+
+def test_cancelling_needs_the_scope_control_and_the_token_is_on_record(
+    serve: Any, monitor: Any, clock: Any
+) -> None:
+    command = order(monitor).json()["id"]
+    secrets = {}
+    with writing(monitor.monitor.store.engine) as connection, connection.begin():
+        for scope in (Scope.READ, Scope.CONTROL):
+            expires = clock() + timedelta(days=1)
+            _, secret = tokens.create(connection, f"for-{scope}", [scope], clock(), expires_at=expires)
+            secrets[scope] = {"Authorization": f"Bearer {secret}"}
+    monitor.monitor.door.forget()
+    assert cancel(monitor, command, headers=secrets[Scope.READ]).status_code == 403
+    answer = cancel(monitor, command, headers=secrets[Scope.CONTROL])
+    assert answer.json()["history"][-1]["message"] == "cancelled by ben (token for-control): the wrong run"
