@@ -11,18 +11,31 @@ import argparse
 import itertools
 import random
 import statistics
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.bare_http import Connection, Server
-from benchmarks.ingest_targets import Ours, Rows, installed
+from benchmarks.goals import say
+from benchmarks.ingest_targets import RIVALS, Ours, Rows, installed
+
+GOALS = {
+    (100, 1): "200,000 points/s, 4 us, 30 x MLflow",
+    (100, 8): "250,000 points/s, p99 15 ms",
+    (1000, 1): "1,000,000 points/s",
+    (1000, 8): "1,000,000 points/s",
+}
+"""By points in a batch and runs."""
+
+HEAD = (
+    "| target | points in a batch | runs | points/s | p50 ms | p99 ms | server CPU us/point"
+    f" | {' | '.join(f'x {rival}' for rival in RIVALS)} | goal |\n{'|---' * (8 + len(RIVALS))}|"
+)
 
 AHEAD = 400
 """Requests encoded before the clock starts; when they are used up the measurement ends."""
@@ -121,8 +134,7 @@ def main() -> None:
                 continue
             stack.callback(servers[target].stop)
             measure(target, servers[target], size=100, runs=2, seconds=1, ahead=50)  # warm up
-        say("| target | points in a batch | runs | points/s | p50 ms | p99 ms | server CPU us/point |")
-        say("|---|---|---|---|---|---|---|")
+        say(HEAD)
         for size, runs in itertools.product(arguments.sizes, arguments.runs):
             found: dict[Any, list[Cell]] = {target: [] for target in targets}
             for _ in range(arguments.rounds):
@@ -136,21 +148,27 @@ def main() -> None:
                         ahead=arguments.ahead,
                     )
                     found[target].append(cell)
-            for target, cells in found.items():
-                _print(target.name, size, runs, cells)
+            by_name = {target.name: cells for target, cells in found.items()}
+            for name in by_name:
+                say(row(name, size, runs, by_name))
 
 
-def say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+def row(name: str, size: int, runs: int, found: Mapping[str, Sequence[Cell]]) -> str:
+    """One target at one size: medians, and its rate as so many times a rival's, round by round."""
 
-
-def _print(name: str, size: int, runs: int, cells: Sequence[Cell]) -> None:
     def middle(field: str) -> float:
-        return statistics.median(getattr(cell, field) for cell in cells)
+        return statistics.median(getattr(cell, field) for cell in found[name])
+
+    def times(rival: str) -> str:
+        if rival not in found:
+            return ""
+        pairs = zip(found[name], found[rival], strict=True)
+        return f"{statistics.median(mine.points_per_s / theirs.points_per_s for mine, theirs in pairs):.1f}"
 
     numbers = f"{middle('points_per_s'):,.0f} | {middle('p50_ms'):.2f} | {middle('p99_ms'):.1f}"
-    say(f"| {name} | {size} | {runs} | {numbers} | {middle('cpu_us'):.2f} |")
+    ratios = " | ".join(times(rival) for rival in RIVALS)
+    goal = GOALS.get((size, runs), "") if name.startswith("trainhealth") else ""
+    return f"| {name} | {size} | {runs} | {numbers} | {middle('cpu_us'):.2f} | {ratios} | {goal} |"
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
 """What one scrape of /metrics costs with 500 active runs, beside prometheus_client's own writer.
 
-python benchmarks/monitor_metrics.py [--runs 500]
+python -m benchmarks.monitor_metrics [--runs 500]
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from datetime import timedelta
-from pathlib import Path
 from statistics import median
 
 from prometheus_client import CollectorRegistry
@@ -16,8 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+from benchmarks.goals import Goal, say, table
 from monitor_service import runs
 from monitor_service.leading import Lead
 from monitor_service.metrics import Meters
@@ -67,14 +64,23 @@ def measure(scraper: Scraper, store: Store, settings: Settings, count: int) -> N
             text, _ = scraper.answer("")
             costs.append(1000 * (time.thread_time() - began))
     lines = [line for line in text.decode().splitlines() if 'run="' in line and not line.startswith("#")]
-    say(f"{count} runs, {len(lines) / count:.0f} series each, {len(text) / 1e6:.1f} MB of text")
-    say(f"first scrape {cpu[0]:.1f} ms of CPU")
-    say(f"all runs changed {median(cpu[1:]):.1f} ms, none {median(again):.1f} ms")
-    say(f"prometheus_client writing as many series: {library(lines):.1f} ms")
-
-
-def say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
+    each = len(lines) / count
+    say(f"{count} runs, {each:.0f} series each, {len(text) / 1e6:.1f} MB; CPU of the thread that answers\n")
+    by_library, share = library(lines), 500 * 60 / len(lines)
+    changed, same = median(cpu[1:]), median(again)
+    table(
+        [
+            Goal("first scrape", cpu[0], "ms"),
+            Goal("every run has sent something since the last", changed, "ms", at_most=20),
+            Goal("no run has", same, "ms", at_most=20),
+            Goal(
+                "the same for 30,000 series (500 runs of 60), all changed", changed * share, "ms", at_most=20
+            ),
+            Goal("the same for 30,000 series, none changed", same * share, "ms", at_most=20),
+            Goal("prometheus_client writing as many series", by_library, "ms"),
+            Goal("ours, all changed, as a share of that", changed / by_library, ""),
+        ]
+    )
 
 
 def send(store: Store, settings: Settings, run: str, round_: int) -> None:

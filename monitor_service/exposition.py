@@ -18,7 +18,10 @@ _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 _WORDS = {"Infinity": "+Inf", "-Infinity": "-Inf", "inf": "+Inf", "-inf": "-Inf", "nan": "NaN"}
 
 Written = list[tuple[Any, str]]
-"""For each family the values and their lines."""
+"""For each family what was found and its lines."""
+
+_NEW: Any = object()
+"""Equal to nothing that is found."""
 
 
 class RunWriter:
@@ -55,24 +58,24 @@ class RunWriter:
             return before
         facts = from_json(row.facts)
         seen = Seen(row, facts, facts.get("readings") or {}, rollbacks, pending)
-        old = before[2] if before is not None and before[0] == labels else [(None, "")] * len(FAMILIES)
+        old = before[2] if before is not None and before[0] == labels else [(_NEW, "")] * len(FAMILIES)
         pairs = zip(FAMILIES, old, strict=True)
         return labels, state, [_lines(family, labels, seen, one) for family, one in pairs]
 
 
 def _lines(family: Family, run: str, seen: Seen, before: tuple[Any, str]) -> tuple[Any, str]:
-    values = family.read(seen)
-    if values == before[0]:  # a NaN is equal to nothing, and is written anew
+    found = family.read(seen)
+    if found == before[0]:
         return before
-    name = PREFIX + family.name
+    values = family.tell(found)
     if values is None:
-        return None, ""
-    if not isinstance(values, Mapping):
-        return values, f"{name}{{{run}}} {number(values)}\n"
-    lines = [
-        f"{name}{{{run},{_labels(family.labels, key)}}} {number(value)}\n" for key, value in values.items()
-    ]
-    return values, "".join(lines)
+        return found, ""
+    name = PREFIX + family.name
+    if not isinstance(values, dict):
+        return found, f"{name}{{{run}}} {number(values)}\n"
+    begin, names = f"{name}{{{run},", family.labels
+    lines = [f"{begin}{_labels(names, key)}}} {number(value)}\n" for key, value in values.items()]
+    return found, "".join(lines)
 
 
 @lru_cache(maxsize=4096)
@@ -89,6 +92,8 @@ def head(family: Family, *, is_open_metrics: bool) -> str:
 
 def number(value: Number) -> str:
     """As Prometheus reads it; texts are the words of the wire."""
+    if type(value) is int:
+        return str(value)
     text = value if isinstance(value, str) else repr(value)
     return _WORDS.get(text, text)
 

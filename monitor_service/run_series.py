@@ -44,20 +44,27 @@ class Seen:
     """When the oldest unanswered command was ordered, Unix seconds, by kind."""
 
 
+def _as_it_is(found: Any) -> Any:
+    return found
+
+
 @dataclass(frozen=True)
 class Family:
-    """One metric. ``read`` answers one number, or numbers by labels; what is ``None`` has no series yet."""
+    """One metric. What ``read`` finds and ``tell`` turns into numbers is written anew only when it changed.
+
+    Told is a ``Number``, or a ``dict`` of them by labels (``Values``); what is ``None`` has no series yet.
+    """
 
     name: str
     kind: Literal["gauge", "counter"]
     what: str
-    read: Callable[[Seen], Number | Values | None]
+    read: Callable[[Seen], Any]
     labels: tuple[str, ...] = ()
+    tell: Callable[[Any], Any] = _as_it_is
 
 
-def _moment(seen: Seen, name: str) -> float:
-    """Unix seconds of a moment among the facts, 0 when there is none."""
-    text = seen.facts.get(name)
+def _moment(text: str | None) -> float:
+    """Unix seconds of a moment as it stands among the facts, 0 when there is none."""
     return datetime.fromisoformat(text).timestamp() if text else 0.0
 
 
@@ -73,9 +80,14 @@ def _latest(series: str) -> Callable[[Seen], Any]:
     return lambda seen: seen.readings.get("latest", {}).get(series)
 
 
-def _at_least(known: Iterable[str], counts: Mapping[str, Number]) -> Values:
+def _newest(seen: Seen) -> Any:
+    return seen.readings.get("latest", {})
+
+
+def _at_least(known: Iterable[str]) -> Callable[[Mapping[str, Number] | None], Values]:
     """Counts with a 0 for what is known but has not happened."""
-    return {**dict.fromkeys(known, 0), **counts}
+    zeros = {str(one): 0 for one in known}  # not enums, whose hashes are slow
+    return lambda counts: zeros | dict(counts or {})
 
 
 def _reached(seen: Seen) -> Any:
@@ -87,12 +99,11 @@ def _reached(seen: Seen) -> Any:
 
 def _rollbacks(seen: Seen) -> Values:
     by_guard = seen.facts.get("rollbacks", {}).get("guard", 0)
-    return _at_least(_ROLLBACKS, {**seen.rollbacks, "guard/applied": by_guard})
+    return {**seen.rollbacks, "guard/applied": by_guard}
 
 
-def _results(seen: Seen) -> Values:
-    states = seen.facts.get("checkpoints", {})
-    return {result: states.get(state, 0) for state, result in RESULTS.items()}
+def _results(states: Mapping[str, int] | None) -> Values:
+    return {result: (states or {}).get(state, 0) for state, result in RESULTS.items()}
 
 
 def _interval(seen: Seen) -> Number | None:
@@ -120,22 +131,17 @@ def _spool_bytes(seen: Seen) -> Number:
     return int(sessions[-1].get("outbox", {}).get("spool_bytes", 0)) if sessions else 0
 
 
-def _dropped(seen: Seen) -> Values:
-    lost = _wire(seen).get("lost", {})
+def _dropped(lost: Mapping[str, int]) -> Values:
     return {name: lost.get(key, 0) for key, name in DROPPED.items()}
 
 
 def _clock_offset(seen: Seen) -> Number | None:
     """Of the newest step: how far the trainer's clock was ahead of ours when we received it."""
     at, ours = seen.facts.get("step_time"), seen.facts.get("last_step_at")
-    return at - _moment(seen, "last_step_at") if isinstance(at, float | int) and ours else None
+    return at - _moment(ours) if isinstance(at, float | int) and ours else None
 
 
-def _info(seen: Seen) -> Values:
-    return {str(seen.row.total_steps or ""): 1}
-
-
-_STATES = tuple(RunStatus)
+_STATES = {status.value: {one.value: int(one is status) for one in RunStatus} for status in RunStatus}
 _FINDINGS = tuple(f"{guard}/{severity}" for guard in GUARDS for severity in SEVERITIES)
 _NONFINITE = tuple(f"{tensor}/{kind}" for tensor in TENSORS for kind in KINDS)
 _ROLLBACKS = tuple(
@@ -145,19 +151,28 @@ _ROLLBACKS = tuple(
 )
 
 FAMILIES = (
-    Family("run_info", "gauge", "Text about the run.", _info, ("total_steps",)),
+    Family(
+        "run_info",
+        "gauge",
+        "Text about the run.",
+        lambda seen: seen.row.total_steps,
+        ("total_steps",),
+        lambda steps: {str(steps or ""): 1},
+    ),
     Family(
         "run_state",
         "gauge",
         "1 for the status that the run has.",
-        lambda seen: {state: int(state == seen.row.status) for state in _STATES},
+        lambda seen: seen.row.status,
         ("state",),
+        _STATES.__getitem__,
     ),
     Family(
         "run_start_timestamp_seconds",
         "gauge",
         "When the run started, Unix time.",
-        lambda seen: seen.row.started_at.timestamp(),
+        lambda seen: seen.row.started_at,
+        tell=datetime.timestamp,
     ),
     Family("run_attempt", "gauge", "1 at first, 1 more at each resume or rollback.", _fact("attempt")),
     Family("steps_total", "counter", "Steps received; never goes back.", _fact("steps_total")),
@@ -166,13 +181,15 @@ FAMILIES = (
         "last_seen_timestamp_seconds",
         "gauge",
         "When anything was heard last, Unix time.",
-        lambda seen: _moment(seen, "last_seen"),
+        _fact("last_seen"),
+        tell=_moment,
     ),
     Family(
         "last_step_timestamp_seconds",
         "gauge",
         "When the newest step was received, Unix time; 0 before.",
-        lambda seen: _moment(seen, "last_step_at"),
+        _fact("last_step_at"),
+        tell=_moment,
     ),
     Family("step_duration_ema_seconds", "gauge", "Smoothed duration of a step.", _fact("step_seconds")),
     Family(
@@ -191,22 +208,24 @@ FAMILIES = (
         "loss",
         "gauge",
         "Newest loss, whole and in parts (8 at most); may be NaN.",
-        lambda seen: loss_values(seen.readings.get("latest", {})),
+        _newest,
         ("component",),
+        loss_values,
     ),
     Family("loss_ema", "gauge", "Loss smoothed over 50 steps, finite values only.", _reading("loss_ema")),
     Family(
         "grad_norm",
         "gauge",
         "Newest global gradient norm, before and after the clip; may be NaN.",
-        lambda seen: norm_values(seen.readings.get("latest", {})),
+        _newest,
         ("stage",),
+        norm_values,
     ),
     Family(
         "learning_rate",
         "gauge",
         "Newest learning rate.",
-        lambda seen: group_values(seen.readings.get("latest", {})),
+        lambda seen: group_values(_newest(seen)),
         ("group",),
     ),
     Family("loss_scale", "gauge", "What the loss was multiplied by, under fp16.", _latest("loss_scale")),
@@ -220,36 +239,41 @@ FAMILIES = (
         "nonfinite_total",
         "counter",
         "Values that were NaN or infinite, by where; of param, optimizer and ema: tensors.",
-        lambda seen: _at_least(_NONFINITE, seen.readings.get("nonfinite", {})),
+        _reading("nonfinite"),
         ("tensor", "kind"),
+        _at_least(_NONFINITE),
     ),
     Family(
         "last_nonfinite_timestamp_seconds",
         "gauge",
         "When the last such value was received, Unix time; 0 when never.",
-        lambda seen: _at_least(TENSORS, seen.readings.get("nonfinite_at", {})),
+        _reading("nonfinite_at"),
         ("tensor",),
+        _at_least(TENSORS),
     ),
     Family(
         "skipped_steps_total",
         "counter",
         "Steps refused on the device.",
-        lambda seen: _at_least(SKIPS, seen.facts.get("skipped", {})),
+        _fact("skipped"),
         ("reason",),
+        _at_least(SKIPS),
     ),
     Family(
         "findings_total",
         "counter",
         "Findings of guards.",
-        lambda seen: _at_least(_FINDINGS, seen.facts.get("findings", {})),
+        _fact("findings"),
         ("guard", "severity"),
+        _at_least(_FINDINGS),
     ),
     Family(
         "checkpoints_total",
         "counter",
         "Checkpoints: sealed (unverified), then good (valid), or bad (invalid).",
-        _results,
+        _fact("checkpoints"),
         ("result",),
+        _results,
     ),
     Family(
         "checkpoint_last_valid_step", "gauge", "Step of the newest good checkpoint, -1 if none.", _good_step
@@ -279,6 +303,7 @@ FAMILIES = (
         "Rollbacks, by who asked and what came of it.",
         _rollbacks,
         ("trigger", "outcome"),
+        _at_least(_ROLLBACKS),
     ),
     Family("rollback_lost_steps_total", "counter", "Steps undone by rollbacks.", _fact("steps_lost")),
     Family("rollback_lost_seconds_total", "counter", "Time lost by rollbacks.", _fact("seconds_lost")),
@@ -286,10 +311,18 @@ FAMILIES = (
         "command_pending_oldest_timestamp_seconds",
         "gauge",
         "When the oldest command without an answer was ordered, Unix time; 0 when none.",
-        lambda seen: _at_least(CommandKind, seen.pending),
+        lambda seen: seen.pending,
         ("kind",),
+        _at_least(CommandKind),
     ),
-    Family("client_dropped_total", "counter", "What the trainer's outbox had to drop.", _dropped, ("what",)),
+    Family(
+        "client_dropped_total",
+        "counter",
+        "What the trainer's outbox had to drop.",
+        lambda seen: _wire(seen).get("lost", {}),
+        ("what",),
+        _dropped,
+    ),
     Family(
         "client_waiting_batches",
         "gauge",

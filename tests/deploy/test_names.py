@@ -52,7 +52,7 @@ def values() -> dict[tuple[str, str], set[str]]:
     seen = Seen(row, {}, {"latest": {"loss": 1.0, "grad_norm": 1.0}})
     found: dict[tuple[str, str], set[str]] = {}
     for family in FAMILIES:
-        keys = family.read(seen) if family.labels else None
+        keys = family.tell(family.read(seen)) if family.labels else None
         for key in keys if isinstance(keys, dict) else ():
             for label, value in zip(family.labels, key.rsplit("/", len(family.labels) - 1), strict=True):
                 found.setdefault((f"trainhealth_{family.name}", label), set()).add(value)

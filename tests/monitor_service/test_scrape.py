@@ -4,10 +4,15 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
+from prometheus_client.parser import text_string_to_metric_families as plain_families
+
+from monitor_service.exposition import RunWriter
 
 Build = Callable[..., dict[str, Any]]
 
@@ -41,6 +46,46 @@ def eventful(serve: Any, batch: Build) -> Any:
     order = {"kind": "stop", "reason": "r", "issued_by": "p"}
     assert monitor.post("/api/v1/runs/demo/commands", json=order).status_code < 300
     return monitor
+
+
+def samples_of(text: str) -> dict[str, tuple[str, list[tuple[Any, ...]]]]:
+    """Type and samples of each family, as the library reads them; NaN as text, since it equals nothing."""
+    return {
+        family.name: (family.type, [(one.name, one.labels, str(float(one.value))) for one in family.samples])
+        for family in plain_families(text)
+    }
+
+
+def written_by_the_library(text: str) -> str:
+    """The same series, read and written again by prometheus_client."""
+    given: Any = SimpleNamespace(collect=lambda: plain_families(text))
+    return generate_latest(given).decode()
+
+
+def test_the_text_is_what_the_library_would_write(eventful: Any) -> None:
+    text = eventful.get("/metrics").text
+    again = written_by_the_library(text)
+    assert samples_of(again) == samples_of(text)
+    heads = [line for line in text.splitlines() if line.startswith("#")]
+    assert sorted(heads) == sorted(line for line in again.splitlines() if line.startswith("#"))
+
+
+def test_what_is_kept_from_scrape_to_scrape_is_what_a_new_writer_writes(eventful: Any, batch: Build) -> None:
+    scraper = eventful.monitor.scraper
+    sent: list[dict[str, Any]] = [
+        batch(2, [3], loss=["NaN"]),
+        batch(3, [4], loss=["NaN"], events=EVENTFUL),
+        batch(4),
+        batch(5, [5], loss=[0.5], grad_norm=[1.0]),
+    ]
+    for one in sent:
+        eventful.send(one)
+        with eventful.monitor.store.reading() as connection:
+            found = scraper._find(connection)
+        told = found.rows, found.rollbacks, found.pending
+        for is_open in (False, True):
+            kept = scraper._writer.write(*told, is_open_metrics=is_open)
+            assert kept == RunWriter().write(*told, is_open_metrics=is_open)
 
 
 def of_demo(text: str, name: str) -> dict[str, str]:
