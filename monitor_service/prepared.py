@@ -94,11 +94,15 @@ def _form_of(statement: Any, dialect: Dialect) -> _Form:
 
 def _carry_out(connection: Connection, form: _Form, given: Mapping[str, Any]) -> Any:
     """What came back: rows as plain tuples, and their number."""
-    values = form.values(given)
+    return carry_out(connection, form.sql, form.values(given))
+
+
+def carry_out(connection: Connection, sql: str, values: Any = ()) -> Any:
+    """The same for SQL in the words of the driver."""
     if connection.dialect.name != "sqlite":
-        return connection.exec_driver_sql(form.sql, values)
+        return connection.exec_driver_sql(sql, values)
     raw: Any = connection.connection.driver_connection
     try:
-        return raw.execute(form.sql, values)
+        return raw.execute(sql, values)
     except raw.Error as error:
-        raise DBAPIError.instance(form.sql, None, error, raw.Error, dialect=connection.dialect) from error
+        raise DBAPIError.instance(sql, None, error, raw.Error, dialect=connection.dialect) from error

@@ -15,6 +15,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from monitor_service.errors import StoreUnavailable
+from monitor_service.prepared import carry_out
 from monitor_service.settings import Durability
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def _prepare_sqlite(raw: Any, record: object, *, synchronous: str) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    carry_out(connection, "BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 class _JobFailed(Exception):
@@ -145,6 +146,7 @@ class Store:
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._lock = threading.Lock()
         self._is_open = False
+        self._kept: Connection | None = None
 
     def start(self) -> None:
         self._is_open = True
@@ -203,6 +205,7 @@ class Store:
                 self._commit([job for job in group if job.claim()])
         finally:
             self._is_open = False
+            self._let_go()
             self._refuse_the_rest()
 
     def _next_group(self) -> list[_Job[Any]]:
@@ -248,15 +251,36 @@ class Store:
         all are undone and begin again with savepoints, which tell it from its neighbours.
         """
         try:
-            with writing(self.engine) as connection, connection.begin():
+            with self._transaction() as connection:
                 for job in group:
                     job.run(connection)
         except _JobFailed:
             if len(group) == 1:
                 return
-            with writing(self.engine) as connection, connection.begin():
+            with self._transaction() as connection:
                 for job in group:
                     job.run_apart(connection)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """The writer's. A file's connection is kept; a server's is looked at before each use."""
+        if self.engine.dialect.name != "sqlite":
+            with writing(self.engine) as connection, connection.begin():
+                yield connection
+            return
+        if self._kept is None:
+            self._kept = writing(self.engine)
+        try:
+            with self._kept.begin():
+                yield self._kept
+        except SQLAlchemyError:
+            self._let_go()
+            raise
+
+    def _let_go(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def _refuse(self, group: list[_Job[Any]], error: SQLAlchemyError) -> None:
         log.error("commit of %d requests failed: %s", len(group), error)

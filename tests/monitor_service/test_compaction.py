@@ -2,6 +2,7 @@
 
 import math
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -267,3 +268,40 @@ def test_any_order_repetition_and_compaction_of_batches_gives_the_same_series(
         told = ledger.sessions(connection, kept.count(tables.runs))
     assert sum(one.received for one in told) == len(batches)
     assert not any(one.gaps for one in told)
+
+
+@pytest.fixture
+def other(url: str, kept: Kept) -> Iterator[Kept]:
+    """A second monitor on the same database."""
+    found = Kept(url)
+    yield found
+    found.store.close()
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 12), st.randoms(use_true_random=False))
+def test_two_monitors_at_once_store_each_batch_once_in_whatever_order_it_reaches_them(
+    kept: Kept, other: Kept, count: int, random: Any
+) -> None:
+    run = f"run-{kept.count(tables.runs)}"
+    kept.run(run)
+    seqs = range(1, count + 1)
+    orders = [random.sample(seqs, count) for _ in range(2)]  # each batch reaches both
+    told: list[bool] = []
+
+    def send(one: Kept, order: list[int]) -> None:
+        for seq in order:
+            told.append(one.send(seq, [seq, seq + 1], run=run, loss=[10.0 * seq, 10.0 * seq + 1]))
+            if seq % 5 == 0:
+                one.compact()
+
+    threads = [threading.Thread(target=send, args=pair) for pair in zip((kept, other), orders, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(told) == [False] * count + [True] * count
+    slowly: dict[int, float] = {}
+    for seq in seqs:
+        slowly |= {seq: 10.0 * seq, seq + 1: 10.0 * seq + 1}
+    assert kept.loss(run=run) == other.loss(run=run) == bits(slowly)
