@@ -152,7 +152,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments)
     check_certificate(settings)
     if not settings.is_loopback and not token_commands.can_anybody_enter(settings.database_url):
-        raise Unprotected(settings.host)
+        raise Unprotected(settings.host, settings.trusted_proxies)
     with listen(settings.host, settings.port) as listening:
         revision = open_database(settings.database_url)
         host, port = listening.getsockname()[:2]

@@ -26,6 +26,7 @@ from monitor_service.api.dependencies import Clock, Monitor
 from monitor_service.api.guard import Guard
 from monitor_service.api.openapi import describe_bodies
 from monitor_service.api.problems import add_problem_handlers
+from monitor_service.api.refusals import Refusals
 from monitor_service.api.shortcut import Shortcut
 from monitor_service.bell import Bell
 from monitor_service.errors import StoreUnavailable
@@ -51,6 +52,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
     app = FastAPI(title="TrainHealth monitor", version="1", lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.state.monitor = monitor
     app.state.sparklines = Sparklines()
+    app.state.refusals = Refusals()
     for router in (
         ingest.router,
         query.router,
@@ -72,7 +74,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
     add_problem_handlers(app, shell.error_page)
     describe_bodies(app)
     app.add_middleware(Shortcut, monitor=monitor)
-    app.add_middleware(Guard, monitor=monitor)
+    app.add_middleware(Guard, monitor=monitor, refusals=app.state.refusals)
     return app
 
 

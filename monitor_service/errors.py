@@ -168,11 +168,13 @@ class StartRefused(MonitorError):
 class Unprotected(StartRefused):
     """An address that other machines reach, while nothing asks who is there."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, proxies: str = "") -> None:
+        where = f"{host} behind the proxy {proxies}" if proxies else host
+        instead = "set no TRAINHEALTH_TRUSTED_PROXIES" if proxies else "listen on 127.0.0.1"
         super().__init__(
-            f"will not listen on {host}: whoever reaches it could read all runs and order rollbacks, and "
+            f"will not listen on {where}: whoever reaches it could read all runs and order rollbacks, and "
             "there is no access token. Make one with: python -m monitor_service token create --name NAME "
-            "--scope read --scope control (and one with --scope ingest for trainers); or listen on 127.0.0.1."
+            f"--scope read --scope control (and one with --scope ingest for trainers); or {instead}."
         )
 
 

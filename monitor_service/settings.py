@@ -201,7 +201,9 @@ class AccessConfig(BaseModel):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine reaches the address."""
+        """Whether only this machine reaches the monitor: its address is loopback, and no proxy passes on."""
+        if self.trusted_proxies:
+            return False
         if self.host == "localhost":
             return True
         try:

@@ -19,24 +19,25 @@ from monitor_service.api.dependencies import Monitor
 from monitor_service.api.headers import SECURITY, STRICT_TRANSPORT
 from monitor_service.api.hosts import Hosts
 from monitor_service.api.paths import run_of_exchange
-from monitor_service.api.problems import answer_to, refusal
+from monitor_service.api.problems import answer_to, refusal, status_of
+from monitor_service.api.refusals import SAFE_METHODS, Refusals
 from monitor_service.errors import Forbidden, MonitorError, NotAuthenticated, wrong_query
 from monitor_service.limits import Buckets
 
 PUBLIC = ("/healthz", "/openapi.json", "/login", "/static/")
 SESSION_COOKIE = "trainhealth_session"
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Guard:
     """The outermost layer of the app."""
 
-    def __init__(self, app: ASGIApp, monitor: Monitor) -> None:
+    def __init__(self, app: ASGIApp, monitor: Monitor, refusals: Refusals) -> None:
         settings = monitor.settings
         self._app, self._door = app, monitor.door
         self._hosts = Hosts(settings.host, settings.allowed_hosts)
         self._asked = Buckets(settings.rate_limit_per_s)
         self._sent = Buckets(settings.rate_limit_ingest_per_s)
+        self._refusals = refusals
         self._log, self._meters = monitor.access_log, monitor.meters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,8 +71,10 @@ class Guard:
             principal = await self._admit(scope, headers)
             self._limit(scope, principal)
         except NotAuthenticated as error:
+            self._refusals.note(scope, status_of(error), str(error))
             return _to_login(scope, headers) or answer_to(error)
         except MonitorError as error:
+            self._refusals.note(scope, status_of(error), str(error))
             return refusal(Request(scope), error)
         scope.setdefault("state", {})["principal"] = principal
         return None

@@ -90,7 +90,8 @@ def refusal(request: Request, error: MonitorError) -> Response:
     if not wants_page(request):
         return answer_to(error)
     status, title = ANSWERS[type(error)]
-    return _page(request, status, title, str(error), _headers(error))
+    detail = str(error).removeprefix("query.").removeprefix("path.")  # who reads a page asked with an address
+    return _page(request, status, title, detail, _headers(error))
 
 
 def _page(
@@ -121,6 +122,7 @@ async def answer_or_raise(request: Request, error: Exception) -> Response:
 
 async def _monitor_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MonitorError)
+    request.app.state.refusals.note(request.scope, status_of(error), str(error))
     return refusal(request, error)
 
 

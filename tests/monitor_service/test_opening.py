@@ -162,3 +162,14 @@ def test_an_address_that_others_reach_is_refused_while_there_are_no_tokens(
     assert code == ExitCode.USAGE
     assert "127.0.0.1" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_proxy_before_a_loopback_address_lets_others_in_and_so_needs_tokens_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINHEALTH_TRUSTED_PROXIES", "10.0.0.2")
+    code, said = run(capsys, "serve", "--port", "0", "--database-url", f"sqlite:///{tmp_path}/x.db")
+    assert code == ExitCode.USAGE
+    assert "127.0.0.1 behind the proxy 10.0.0.2" in said
+    assert "set no TRAINHEALTH_TRUSTED_PROXIES" in said
+    assert list(tmp_path.iterdir()) == []

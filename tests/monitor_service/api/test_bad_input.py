@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from monitor_service.api.refusals import Refusals
+
 JSON = {"Content-Type": "application/json"}
 GZIP = {**JSON, "Content-Encoding": "gzip"}
 EXCHANGE = "/api/v1/runs/demo/exchange"
@@ -194,3 +196,43 @@ def test_a_bad_registration_is_422(monitor: Any) -> None:
 
 def test_a_wrong_method_is_a_problem_too(monitor: Any) -> None:
     check(monitor.post("/api/v1/runs/demo/health"), 405)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("alerts", {"foo": 1}, "422: body: expected Alertmanager's webhook"),
+        ("runs/demo/commands", {"kind": "roll_back"}, "422: reason: Field required"),
+        ("runs/nobody/commands", {"kind": "stop", "reason": "r", "issued_by": "a"}, "404: no run 'nobody'"),
+    ],
+)
+def test_what_is_refused_stands_in_the_log_once_a_minute(
+    monitor: Any, caplog: pytest.LogCaptureFixture, path: str, body: Any, words: str
+) -> None:
+    for _ in range(3):
+        assert monitor.post(f"/api/v1/{path}", json=body).status_code in (404, 422)
+    monitor.get("/api/v1/runs/nobody")
+    (line,) = [one.getMessage() for one in caplog.records if "refused" in one.getMessage()]
+    assert line.startswith(f"POST /api/v1/{path} from ")
+    assert words in line
+
+
+def test_a_webhook_without_its_token_is_told_how_to_send_one_and_stands_in_the_log(
+    serve: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    monitor = serve(host="0.0.0.0", allowed_hosts="testserver,monitor")
+    answer = monitor.post("/api/v1/alerts", json={})
+    assert answer.status_code == 401
+    assert "send Authorization: Bearer TOKEN" in answer.json()["detail"]
+    (line,) = [one.getMessage() for one in caplog.records if "refused" in one.getMessage()]
+    assert "POST /api/v1/alerts from " in line
+    assert "401: no token was sent" in line
+
+
+def test_refusals_are_remembered_in_bounded_memory(caplog: pytest.LogCaptureFixture) -> None:
+    refusals = Refusals()
+    for number in range(2_000):
+        scope = {"method": "POST", "path": f"/{number}\n", "client": ("10.0.0.1", 1)}
+        refusals.note(scope, 404, "not here")
+    assert len(refusals._said) == 1_000
+    assert all("\n" not in one.getMessage() for one in caplog.records)
