@@ -90,8 +90,14 @@ def refusal(request: Request, error: MonitorError) -> Response:
     if not wants_page(request):
         return answer_to(error)
     status, title = ANSWERS[type(error)]
-    detail = str(error).removeprefix("query.").removeprefix("path.")  # who reads a page asked with an address
-    return _page(request, status, title, detail, _headers(error))
+    return _page(request, status, title, _for_people(str(error)), _headers(error))
+
+
+def _for_people(detail: str) -> str:
+    """Who reads a page asked with an address: so is a part of it called."""
+    field, _, found = detail.partition(": ")
+    place, _, name = field.partition(".")
+    return f"“{name}” in the address: {found}" if place in ("query", "path") and found else detail
 
 
 def _page(

@@ -1,4 +1,4 @@
-"""Backup and restore as docs/production.md tells them, with the databases' own programs, while steps arrive."""
+"""Backup and restore as docs/production.md tells them, while steps arrive, with the real programs."""
 
 import shutil
 import subprocess
