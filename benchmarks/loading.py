@@ -25,7 +25,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.data.loading import Loader, LoadingConfig
+from trainer.data.batches import LoadingConfig
+from trainer.data.loading import Loader
 from trainer.data.radiomaps import RadioMaps, RadioMapsConfig
 from trainer.data.stacks import Cache
 

@@ -51,7 +51,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.recovery": (
         *("shared", "trainer.checkpoint", "trainer.errors", "trainer.section"),
         *("trainer.common_ring", "trainer.factors", "trainer.incident"),
-        *("trainer.probe", "trainer.reporting", "trainer.state"),
+        *("trainer.probe", "trainer.reporting", "trainer.saves", "trainer.settings", "trainer.state"),
     ),
     "trainer.watchdog": ("trainer.section",),
     "trainer.taken": ("shared", "trainer.guards"),
@@ -59,6 +59,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.stopped": (
         *("shared", "trainer.files", "trainer.incident", "trainer.record", "trainer.reporting"),
     ),
+    "trainer.agreement": (
+        *("shared", "trainer.news", "trainer.recovery", "trainer.reporting", "trainer.state"),
+    ),
+    "trainer.saves": ("shared", "trainer.checkpoint", "trainer.common_ring", "trainer.reporting"),
+    "trainer.settings": (),
     "trainer.judging": (
         *("shared", "trainer.errors", "trainer.guards", "trainer.incident", "trainer.news"),
         *("trainer.recovery", "trainer.reporting", "trainer.state"),
@@ -67,7 +72,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("shared", "trainer.checkpoint", "trainer.errors", "trainer.guards", "trainer.incident"),
         *("trainer.held", "trainer.objective", "trainer.orders", "trainer.precision", "trainer.probe"),
         *("trainer.recovery", "trainer.refusals", "trainer.reporting", "trainer.state", "trainer.watchdog"),
-        *("trainer.judging", "trainer.news", "trainer.stopped", "trainer.taken"),
+        *("trainer.agreement", "trainer.judging", "trainer.news", "trainer.stopped", "trainer.taken"),
     ),
     "monitor_service.settings": (),
     "monitor_service.tables": (),

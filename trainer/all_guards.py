@@ -40,6 +40,7 @@ def all_guards(
     resting = [] if at_rest is None else [at_rest]
     return Panel(
         [
+            *resting,  # before the others that scan: it knows to the bit what they see by its consequences
             Nonfinite(config.nonfinite),
             *spikes,
             *(Drift(name, config.drift) for name in objectives),
@@ -48,7 +49,6 @@ def all_guards(
             Invariants(config.invariants),
             Counters(config.invariants),
             Gradients(config.gradients),
-            *resting,
             Underflow(config.underflow),
             Overflow(config.overflow),
             Saturation(config.saturation),

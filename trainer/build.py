@@ -17,8 +17,9 @@ from trainer.all_guards import all_guards
 from trainer.averaging import Averaging, Summing
 from trainer.checkpoint import list_records
 from trainer.config import Config, GuardsConfig, TrainingConfig
+from trainer.data.batches import Share
 from trainer.data.items import Item, collate
-from trainer.data.loading import Loader, Share
+from trainer.data.loading import Loader
 from trainer.data.oddity import Oddity
 from trainer.data.pairing import Pairing
 from trainer.data.radiomaps import RadioMaps

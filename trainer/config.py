@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from shared.base import Name
-from trainer.data.loading import LoadingConfig
+from trainer.data.batches import LoadingConfig
 from trainer.data.radiomaps import RadioMapsConfig
 from trainer.ema import EmaConfig
 from trainer.errors import ConfigError

@@ -11,18 +11,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shared.commands import Asked
-from shared.events import Finding, RunEnded
+from shared.events import RunEnded
+from trainer.agreement import Agreement
 from trainer.checkpoint import Rung
 from trainer.errors import RunStopped
 from trainer.guards.at_rest import AtRest, AtRestConfig
 from trainer.guards.base import StepLosses, Vitals, Watched
-from trainer.guards.culprit import Randomness
 from trainer.guards.pieces import combine, piece_of
+from trainer.guards.randomness import Randomness
 from trainer.held import HeldModes
 from trainer.incident import Incidents
 from trainer.judging import Judging
-from trainer.news import News, mended, merged, remarks
+from trainer.news import mended, remarks
 from trainer.objective import Objective
 from trainer.orders import Orders
 from trainer.precision import Precision, computing_in
@@ -97,11 +97,8 @@ class Loop:
         applied = {name: meter.applied for name, meter in state.meters.items()}
         self._watched = Watched(state.model, state.optimizers, state.ema.tensors, applied, self._averaged)
         self._judging = Judging(self, self._watched, recovery, reporter, incidents)
-        self._stop_reason: str | None = None
-        self._wish: str | None = None
-        self._num_left_out = 0
+        self._agreement = Agreement(state, recovery, reporter)
         self._modes = HeldModes(state.model)
-        self._own: list[Finding] = []
 
     def run(self) -> Literal["finished", "stopped"]:
         """Train to the end, or until somebody asks to stop; the last state is a checkpoint either way.
@@ -121,8 +118,9 @@ class Loop:
             raise
         finally:
             self.recovery.close()
-        status: Literal["finished", "stopped"] = "finished" if self._stop_reason is None else "stopped"
-        self.reporter.ended(RunEnded(step=self.state.step, status=status, message=self._stop_reason or ""))
+        why = self._agreement.stop_reason
+        status: Literal["finished", "stopped"] = "finished" if why is None else "stopped"
+        self.reporter.ended(RunEnded(step=self.state.step, status=status, message=why or ""))
         return status
 
     def begin(self) -> None:
@@ -139,9 +137,7 @@ class Loop:
 
     def stop(self, reason: str) -> None:
         """End at the next step boundary, with a checkpoint; safe to call from a signal handler."""
-        self._wish = reason
-        if not self.state.ranks.are_many:
-            self._stop_reason = reason
+        self._agreement.stop(reason)
 
     def step(self) -> None:
         """One batch through the six phases."""
@@ -209,13 +205,12 @@ class Loop:
         """Take the next batch to the device."""
         begun = time.perf_counter()
         batch = self.state.loader.next_batch()
-        self._own += remarks(self.number, self.state.loader.take_remarks())
+        self._agreement.hear(remarks(self.number, self.state.loader.take_remarks()))
         self.batch = {
             key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
             for key, value in batch.items()
         }
-        if not self.state.ranks.are_many:
-            self.reporter.left_out(self._newly_left_out(), self.number)
+        self._agreement.tell_left_out(self.number)
         seconds = time.perf_counter() - begun
         random = Randomness.now(self.device)
         ids = tuple(batch["ids"])
@@ -226,7 +221,8 @@ class Loop:
     def forward(self, piece: int = 0) -> None:
         """The losses of one piece of the batch; what the pass writes into buffers can be taken back."""
         if piece == 0:
-            self._own += mended(self.number, "modes", self.objective.name, self._modes.put_back())
+            changed = self._modes.put_back()
+            self._agreement.hear(mended(self.number, "modes", self.objective.name, changed))
             self.objective.meter.protect()
         batch = piece_of(self.batch, piece, self.micro_batches)
         with computing_in(self.precision, self.device):
@@ -247,7 +243,8 @@ class Loop:
 
         All, since the loss of one objective may flow through the weights of another.
         """
-        self._own += mended(self.number, "schedule", self.objective.name, self.objective.update())
+        changed = self.objective.update()
+        self._agreement.hear(mended(self.number, "schedule", self.objective.name, changed))
         self.state.model.zero_grad(set_to_none=True)
 
     def report(self) -> None:
@@ -257,7 +254,7 @@ class Loop:
         if self.recovery.is_due(self.state.step):
             self.settle()
             self.recovery.keep()
-        self.orders.carry_out(self, self._agree())
+        self.orders.carry_out(self, self._agreement.reach(self.number))
 
     def go_back(
         self,
@@ -307,33 +304,6 @@ class Loop:
             pieces.append(self.losses)
         self.losses = combine(pieces)
 
-    def _agree(self) -> list[Asked]:
-        """Let all ranks know what one of them does, and answer the commands to be carried out."""
-        due = self.recovery.save_due_at
-        self.recovery.collect()
-        own = News(
-            stop=self._wish if self._stop_reason is None else None,
-            commands=self.reporter.link.commands() if self.state.ranks.is_first else [],
-            left_out=self._newly_left_out(),
-            findings=self._own,
-            save_due_at=self.recovery.save_due_at if self.recovery.save_due_at != due else None,
-        )
-        self._own = []
-        said = self.state.ranks.pool([own] if own.is_any else [])
-        everyone = [one for news in said for one in news]
-        self.reporter.left_out([one for news in everyone for one in news.left_out], self.number)
-        for finding in merged([[one for news in rank for one in news.findings] for rank in said]):
-            self.reporter.finding(finding)
-        for news in everyone:
-            self._stop_reason = self._stop_reason or news.stop
-            self.recovery.save_due_at = news.save_due_at or self.recovery.save_due_at
-        return [command for news in everyone for command in news.commands]
-
-    def _newly_left_out(self) -> Sequence[tuple[str, str]]:
-        refused = self.state.loader.refused
-        new, self._num_left_out = refused[self._num_left_out :], len(refused)
-        return new
-
     def _enter(self, phase: Phase) -> None:
         for observer in self.observers:
             observer(phase, self)
@@ -342,7 +312,7 @@ class Loop:
         """Whether to end, in a sound state. Waits only where what is under way may hold the last update."""
         if self.number >= self.total_steps:
             self.settle()
-        is_asked_for = self.state.step >= self.total_steps or self._stop_reason is not None
+        is_asked_for = self.state.step >= self.total_steps or self._agreement.stop_reason is not None
         return is_asked_for and self.is_sound()
 
     def settle(self) -> None:

@@ -2,12 +2,12 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 
 import torch
 
-from shared.events import Finding, RunEnded, Severity
+from shared.events import RunEnded
 from trainer.build import (
     Stage,
     build_loop,
@@ -34,7 +34,7 @@ from trainer.ranks import Ranks, joined
 from trainer.sharding import is_sharded
 from trainer.summary import StageSummary, Summary
 from trainer.trained import trained_first_stage
-from trainer.watchdog import Hang, Watchdog, end_process
+from trainer.watching import watched
 
 log = logging.getLogger(__name__)
 
@@ -251,7 +251,7 @@ def run_stage(
     try:
         checkpoint = _resume(loop, stage)
         reporter.attempt(loop.state.step, "resume" if checkpoint else "start", checkpoint)
-        with _watched(loop, config):
+        with watched(loop, config):
             status = loop.run()
     except Exception as error:
         reporter.ended(RunEnded(step=loop.state.step, status="failed", message=str(error)))
@@ -263,38 +263,6 @@ def run_stage(
         where = f"at step {loop.state.step}; the same command goes on from there"
         raise StopRequested(f"run {stage.run} stopped {where}")
     return loop
-
-
-@contextmanager
-def _watched(loop: Loop, config: Config) -> Iterator[None]:
-    """Notice within this block when a phase of the loop does not end; see ``trainer.watchdog``."""
-    reporter = loop.reporter
-
-    def tell(hang: Hang) -> None:
-        numbers = {"phase": hang.phase, "seconds": hang.seconds, "limit_s": hang.limit_s}
-        reporter.finding(
-            Finding(
-                step=loop.state.step,
-                guard="watchdog",
-                severity=Severity.ERROR,
-                message=str(hang),
-                reading={**numbers, "stacks": hang.stacks},
-            )
-        )
-        log.error("where each thread stands:\n%s", hang.stacks)
-
-    def say_goodbye(hang: Hang) -> None:
-        reporter.ended(RunEnded(step=loop.state.step, status="failed", message=f"{hang}; it can't be freed"))
-        reporter.link.close(deadline_s=5)
-
-    frees = not loop.state.ranks.are_many
-    watchdog = Watchdog(config.watchdog, tell, end_process(say_goodbye), frees=frees)
-    loop.observers.insert(0, lambda phase, loop: watchdog.enter(phase))
-    watchdog.start()
-    try:
-        yield
-    finally:
-        watchdog.stop()
 
 
 def _check_kept(loop: Loop, status: str, kept: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from shared.events import Change, CheckpointChanged, CheckpointState, Finding, Rollback, Severity
+from shared.events import Change, Finding, Rollback, Severity
 from trainer.checkpoint import (
     AS_BEFORE,
     Ladder,
@@ -22,7 +22,6 @@ from trainer.checkpoint import (
     RestoreSnapshot,
     RingConfig,
     Rung,
-    SaveResult,
     SnapshotRing,
     Stop,
     Stored,
@@ -34,7 +33,9 @@ from trainer.factors import Factors, Lowered
 from trainer.incident import IncidentConfig
 from trainer.probe import Probe
 from trainer.reporting import Reporter
+from trainer.saves import Saves
 from trainer.section import Section
+from trainer.settings import changes
 from trainer.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -64,18 +65,6 @@ class RecoveryConfig(Section):
     )
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
-    """What differs between two nested settings, as ``training.optimizer.lr 0.003 -> 0.001``."""
-    found: list[str] = []
-    for key in sorted({*before, *now}):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += changes(old, new, f"{path}{key}.")
-        elif old != new:
-            found.append(f"{path}{key} {old} -> {new}")
-    return found
-
-
 @dataclass(frozen=True)
 class Arrival:
     """Where a run went back to."""
@@ -102,9 +91,9 @@ class Recovery:
         self._settings = dict(settings or {})
         self._changed_settings: list[str] = []
         self._protect_at: int | None = None
-        self._told_slow: tuple[str, float] | None = None
-        self._changes: deque[Record] = deque()
-        self.ring, self._writer = ring_and_writer(folder, config.ring, self._changes.append, state.ranks)
+        changed: deque[Record] = deque()
+        self.ring, self._writer = ring_and_writer(folder, config.ring, changed.append, state.ranks)
+        self._saves = Saves(self._writer, changed, reporter, config.slow_after_s)
         self._snapshots = SnapshotRing()
         self._ladder = Ladder(config.ladder)
         if reporter.record.ladder:
@@ -142,7 +131,8 @@ class Recovery:
         self._take_snapshot()
         if self._changed_settings:
             message = "resumed with other settings than before: " + "; ".join(self._changed_settings)
-            self._warn("settings", message)
+            step, severity = self._state.step, Severity.WARNING
+            self._reporter.finding(Finding(step=step, guard="settings", severity=severity, message=message))
 
     def is_due(self, step: int) -> bool:
         """Whether a snapshot or a checkpoint should be kept at ``step``. Costs two comparisons."""
@@ -225,12 +215,11 @@ class Recovery:
 
     def collect(self) -> None:
         """Report what the writer's thread has done since the last call."""
-        for result in self._writer.finished():
-            if result.error is not None:
-                self._report_failure(result)
-        self._tell_if_slow()
-        while self._changes:
-            self._reporter.checkpoint(self._as_event(self._changes.popleft()))
+        if self._saves.tell(self._state.step):
+            # tried again after a while, not in each step: staging costs a copy of everything
+            self.save_due_at = self._state.step + min(
+                self.config.snapshot_every, self.config.checkpoint_every
+            )
 
     def go_back(
         self,
@@ -384,37 +373,3 @@ class Recovery:
         self._reporter.record.ladder = self._ladder.state_dict()
         if isinstance(rung, Stop):
             raise RunStopped(rung.reason)
-
-    def _report_failure(self, result: SaveResult) -> None:
-        # tried again after a while, not in each step: staging costs a copy of everything
-        self.save_due_at = self._state.step + min(self.config.snapshot_every, self.config.checkpoint_every)
-        self._warn("checkpoint", str(result.error))
-
-    def _tell_if_slow(self) -> None:
-        """Once for each thing the writer does; a checkpoint that is due meanwhile waits its turn."""
-        begun = self._writer.under_way()
-        if begun is None or begun == self._told_slow:
-            return
-        what, since = begun
-        seconds = time.monotonic() - since
-        if seconds >= self.config.slow_after_s:
-            self._told_slow = begun
-            words = f"the disk is slow: {what} for {seconds:.1f} s"
-            self._warn("checkpoint", f"{words}; training goes on, and the next checkpoint waits for it")
-
-    def _warn(self, guard: str, message: str) -> None:
-        self._reporter.finding(
-            Finding(step=self._state.step, guard=guard, severity=Severity.WARNING, message=message)
-        )
-
-    def _as_event(self, record: Record) -> CheckpointChanged:
-        check = f"{record.failed_check}: {record.found}" if record.failed_check else None
-        return CheckpointChanged(
-            step=record.step,
-            checkpoint=record.name,
-            state=CheckpointState(record.state.value),
-            size_bytes=record.size_bytes,
-            probe_loss=record.probe_loss,
-            seconds=record.seconds,
-            failed_check=check,
-        )

@@ -17,7 +17,9 @@ from trainer.checkpoint.container import parse
 from trainer.config import Config
 from trainer.errors import ConfigError
 from trainer.guards.base import StepLosses
-from trainer.guards.culprit import Culprit, Randomness, Suspect
+from trainer.guards.culprit import Culprit
+from trainer.guards.randomness import Randomness
+from trainer.guards.suspect import Suspect
 from trainer.precision import computing_in
 from trainer.probe import Trainee
 from trainer.radiodiff.diffusion import LatentDiffusion

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainer.checkpoint.checks import match
+from trainer.checkpoint.layout import match
 from trainer.ema import Ema
 from trainer.guards.loss_scale import LossScale
 from trainer.guards.panel import Panel

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.guards.base import Vitals
-from trainer.guards.culprit import Randomness
+from trainer.guards.randomness import Randomness
 
 Batch = Mapping[str, Any]
 

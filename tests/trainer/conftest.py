@@ -19,8 +19,8 @@ from shared.events import Event
 from trainer.build import Stage, build_loop
 from trainer.checkpoint import RingConfig, stage
 from trainer.config import Config, GuardsConfig, RunConfig, TrainingConfig
+from trainer.data.batches import LoadingConfig
 from trainer.data.items import Item
-from trainer.data.loading import LoadingConfig
 from trainer.ema import EmaConfig
 from trainer.guards import courier
 from trainer.guards.spike import SpikeConfig

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from shared.events import StepSkipped
 from trainer.checkpoint import LadderConfig
 from trainer.config import TrainingConfig, load
-from trainer.data.loading import LoadingConfig
+from trainer.data.batches import LoadingConfig
 from trainer.guards.pieces import combine, piece_of
 from trainer.precision import computing_in
 from trainer.radiodiff.diffusion import LatentDiffusion

@@ -13,8 +13,9 @@ from trainer.checkpoint.container import parse
 from trainer.config import GuardsConfig
 from trainer.drill.faults import corrupt_weights, nan_gradient
 from trainer.errors import ConfigError, RunStopped
-from trainer.guards.culprit import Culprit, Randomness
+from trainer.guards.culprit import Culprit
 from trainer.guards.foresight import ForesightConfig
+from trainer.guards.randomness import Randomness
 from trainer.incident import IncidentConfig
 from trainer.loop import Loop, Phase
 from trainer.objective import OptimizerConfig

@@ -6,7 +6,7 @@ import pytest
 
 from shared.events import Event, Finding
 from trainer.objective import OptimizerConfig
-from trainer.recovery import changes
+from trainer.settings import changes
 
 
 def test_changed_settings_are_named_with_both_values() -> None:

@@ -8,7 +8,6 @@ Works beside any PyTorch loop. A state is named tensors in parts, and facts that
     model.load_state_dict(loaded.stored.parts["model"])
 """
 
-from trainer.checkpoint.checks import match
 from trainer.checkpoint.errors import (
     CheckpointError,
     CheckpointInvalid,
@@ -18,6 +17,7 @@ from trainer.checkpoint.errors import (
 )
 from trainer.checkpoint.facts import Facts
 from trainer.checkpoint.files import Stored, read, write
+from trainer.checkpoint.layout import match
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.record import Record, State, list_records
 from trainer.checkpoint.retention import RingConfig

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.checkpoint.checks import Failure, first_bad_value
 from trainer.checkpoint.durable import (
     atomic_directory,
     remove_drafts,
@@ -41,6 +40,7 @@ from trainer.checkpoint.record import (
 )
 from trainer.checkpoint.retention import RingConfig, surplus
 from trainer.checkpoint.tensors import HostParts, Parts, on_host
+from trainer.checkpoint.values import Failure, first_bad_value
 
 log = logging.getLogger(__name__)
 

@@ -35,6 +35,7 @@ from trainer.guards.panel import Judgement
 from trainer.guards.spike import Spike
 from trainer.incident import Incidents
 from trainer.integrations.foreign import ForeignData, ForeignLosses, meter_for, no_average, record_in
+from trainer.integrations.rates import LentRates
 from trainer.integrations.settings import CompanionConfig
 from trainer.judging import Judging
 from trainer.link.client import Link
@@ -78,7 +79,7 @@ class Companion:
                     f"{world} processes train together, and a companion decides for one alone; "
                     "several ranks are guarded by python -m trainer only"
                 )
-        self.config, self._optimizer, self._framework = config, optimizer, framework
+        self.config, self._framework = config, framework
         max_norm = config.max_norm or max_norm
         limits = Limits(next(model.parameters()).device)
         self.meter = meter_for(_LOSS, model, optimizer, max_norm or torch.finfo(torch.float32).max, limits)
@@ -90,8 +91,7 @@ class Companion:
         self._watched = Watched(model, {_LOSS: optimizer}, applied={_LOSS: self.meter.applied})
         self._loss: Tensor | None = None
         self._begun = self._noted = time.perf_counter()
-        self._eased = torch.ones((), dtype=torch.float64)
-        self._rates: list[float | Tensor] = []
+        self._rates = LentRates(optimizer)
         self._has_way_back = self._is_over = False
         self.stop_reason: str | None = None
         self._hook = optimizer.register_step_post_hook(self._applied)
@@ -114,7 +114,12 @@ class Companion:
         self.state.step = self.state.iteration = step
         self.meter.restore(step, step)
         self.recovery = Recovery(
-            self.config.recovery, self.state, None, folder / "checkpoints", self.reporter, eased=[self._eased]
+            self.config.recovery,
+            self.state,
+            None,
+            folder / "checkpoints",
+            self.reporter,
+            eased=[self._rates.eased],
         )
         self.incidents = Incidents(
             self.config.recovery.incidents, self.reporter, folder, {"run": self.config.run}
@@ -144,8 +149,7 @@ class Companion:
         if isinstance(self.meter, HostMeter) and not self.meter.allows():
             for parameter in self.state.model.parameters():
                 parameter.grad = None
-        self._rates = [group["lr"] for group in self._optimizer.param_groups]
-        self._set_rates([rate * float(self._eased) for rate in self._rates])
+        self._rates.lend()
 
     def after_update(self) -> None:
         """Judge what has arrived, keep the way back open, obey the monitor.
@@ -255,9 +259,7 @@ class Companion:
         """Right after ``optimizer.step()``, and before any scheduler looks at the learning rate."""
         if self._loss is None:
             return
-        lr = self._optimizer.param_groups[0]["lr"]
-        self._set_rates(self._rates)
-        self.meter.settle(lr)
+        self.meter.settle(self._rates.take_back())
         self.state.iteration += 1
         self._loss = None
 
@@ -297,7 +299,3 @@ class Companion:
         if self.is_sound():
             self._has_way_back = True
             self.recovery.begin()
-
-    def _set_rates(self, rates: list[float | Tensor]) -> None:
-        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint import CheckpointInvalid, match, read, write
-from trainer.checkpoint.checks import FILE_CHECKS, VALUE_CHECKS
+from trainer.checkpoint.checks import FILE_CHECKS
 from trainer.checkpoint.manifest import MANIFEST_FILE, Manifest
+from trainer.checkpoint.values import VALUE_CHECKS
 
 State = dict[str, dict[str, Tensor]]
 Damage = Callable[[Path], None]

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from trainer.data.batches import LoadingConfig
 from trainer.data.errors import DataError, PositionMismatch
 from trainer.data.items import Batch, Item
-from trainer.data.loading import Loader, LoadingConfig
+from trainer.data.loading import Loader
 
 
 class Numbers:

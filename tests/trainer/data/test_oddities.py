@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from trainer.data.batches import LoadingConfig
 from trainer.data.items import Item
-from trainer.data.loading import Loader, LoadingConfig
+from trainer.data.loading import Loader
 from trainer.data.oddity import Oddity
 from trainer.data.pairing import Pairing
 from trainer.data.radiomaps import RadioMaps, RadioMapsConfig

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from trainer.data.batches import LoadingConfig
 from trainer.data.errors import BadFile
 from trainer.data.gray import read_gray
-from trainer.data.loading import Loader, LoadingConfig
+from trainer.data.loading import Loader
 from trainer.data.radiomaps import RadioMaps, RadioMapsConfig
 from trainer.data.variants import VARIANTS
 

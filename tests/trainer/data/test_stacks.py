@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from trainer.data import stacks
+from trainer.data.batches import LoadingConfig
 from trainer.data.errors import BadFile, DataError
 from trainer.data.items import Batch
-from trainer.data.loading import Loader, LoadingConfig
+from trainer.data.loading import Loader
 from trainer.data.radiomaps import EMBEDDED, RadioMaps, RadioMapsConfig
 
 CACHES = ["none", "memory", "disk"]

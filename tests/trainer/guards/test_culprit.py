@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.guards.culprit import Culprit, Randomness
+from trainer.guards.culprit import Culprit
+from trainer.guards.randomness import Randomness
 
 
 class Model(nn.Module):

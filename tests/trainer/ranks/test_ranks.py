@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from trainer.checkpoint import list_records
+from trainer.data.batches import LoadingConfig, Share
 from trainer.data.errors import DataError
-from trainer.data.loading import Loader, LoadingConfig, Share
+from trainer.data.loading import Loader
 from trainer.errors import ConfigError
 from trainer.ranks import joined
 
