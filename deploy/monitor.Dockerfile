@@ -4,13 +4,16 @@ ARG PYTHON_IMAGE=python:3.11-slim
 
 FROM ${PYTHON_IMAGE} AS packages
 WORKDIR /build
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
 # Only what decides the packages: a change of code does not install them anew.
+# Some wheels come with symbols for a debugger, a fifth of all. Not *.libs: what auditwheel wrote, strip breaks.
 COPY pyproject.toml constraints.txt ./
 RUN touch README.md \
  && python -m venv /opt/venv \
  && /opt/venv/bin/pip install --no-cache-dir --no-compile -c constraints.txt '.[monitor,postgres]' \
  && /opt/venv/bin/pip uninstall -y --quiet trainhealth setuptools pip \
- && find /opt/venv -depth -type d \( -name tests -o -name __pycache__ \) -exec rm -rf {} +
+ && find /opt/venv -depth -type d \( -name tests -o -name __pycache__ \) -exec rm -rf {} + \
+ && find /opt/venv -name '*.so' -not -path '*.libs/*' -exec strip -g {} +
 
 FROM ${PYTHON_IMAGE}
 RUN useradd --no-create-home --shell /usr/sbin/nologin --uid 10001 trainhealth \

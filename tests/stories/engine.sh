@@ -7,7 +7,7 @@
 #
 # Everything lies in $ENGINE_FOLDER. Exit code 77 with the reason where it can't be had. A stand-in has the tag, user,
 # entry point and paths of the public image, and Debian's version of the program. Takes six minutes on a busy machine
-# with two cores. Not run to its end yet.
+# with two cores.
 set -euo pipefail
 
 folder=${ENGINE_FOLDER:-${TMPDIR:-/tmp}/trainhealth-engine}

@@ -120,6 +120,15 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         stack.down()
 
 
+def test_the_monitors_image_adds_at_most_120_megabytes_to_pythons(stack: Stack) -> None:
+    """With the public python:3.11-slim, of some 125 MB, that stays below 250."""
+    sizes = [
+        int(stack.docker("image", "inspect", "-f", "{{.Size}}", image))
+        for image in ("trainhealth/monitor:0.1.0", "python:3.11-slim")
+    ]
+    assert sizes[0] - sizes[1] < 120e6
+
+
 def commands(stack: Stack) -> list[dict[str, Any]]:
     return list((stack.tell("/runs/radio-7/commands") or {"items": []})["items"])
 
