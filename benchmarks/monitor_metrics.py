@@ -1,12 +1,16 @@
 """What one scrape of /metrics costs with 500 active runs, beside prometheus_client's own writer.
 
+Then the same from outside: whether batches wait longer while somebody scrapes.
+
 python -m benchmarks.monitor_metrics [--runs 500]
 """
 
 import argparse
 import tempfile
+import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 from statistics import median
 
 from prometheus_client import CollectorRegistry
@@ -14,7 +18,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from benchmarks.bare_http import Connection, request
 from benchmarks.goals import Goal, say, table
+from benchmarks.ingest import measure as measure_ingest
+from benchmarks.ingest_targets import Ours
+from benchmarks.monitor_reads import expect, load_runs
 from monitor_service import runs
 from monitor_service.leading import Lead
 from monitor_service.metrics import Meters
@@ -32,7 +40,9 @@ ROUNDS = 9
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=500)
-    count = parser.parse_args().runs
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each turn of batches beside scrapes")
+    arguments = parser.parse_args()
+    count = arguments.runs
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/monitor.db"
         open_database(url)
@@ -51,6 +61,8 @@ def main() -> None:
             measure(scraper, store, settings, count)
         finally:
             store.close()
+        say("")
+        table(beside_ingest(Path(folder), count, arguments.seconds))
 
 
 def measure(scraper: Scraper, store: Store, settings: Settings, count: int) -> None:
@@ -108,6 +120,41 @@ def library(lines: list[str]) -> float:
     registry.register(_Given(list(families.values())))
     generate_latest(registry)
     return 1000 * (time.thread_time() - began)
+
+
+def beside_ingest(folder: Path, count: int, seconds: float) -> list[Goal]:
+    """p99 of batches of 100 points of one run, in turns without a scrape and with one each second."""
+    target = Ours("scraped", packed=True, TRAINHEALTH_METRICS_MAX_RUNS=f"{count + 99}")
+    server, is_over = target.start(folder), threading.Event()
+    try:
+        load_runs(target, Connection(server.port), server.port, count)
+        scraping = threading.Event()
+        thread = threading.Thread(target=_scrape, args=(server.port, scraping, is_over))
+        thread.start()
+        found: dict[bool, list[float]] = {False: [], True: []}
+        for round_ in range(6):
+            is_scraped = bool(round_ % 2)
+            (scraping.set if is_scraped else scraping.clear)()
+            cell = measure_ingest(target, server, size=100, runs=1, seconds=seconds, ahead=4000)
+            found[is_scraped].append(cell.p99_ms)
+        is_over.set()
+        thread.join()
+    finally:
+        is_over.set()
+        server.stop()
+    calm, scraped = median(found[False]), median(found[True])
+    return [
+        Goal("p99 of a batch, no scrape", calm, "ms"),
+        Goal("p99 of a batch, a scrape each second", scraped, "ms"),
+        Goal("the second as so many times the first", scraped / calm, "", at_most=1.5),
+    ]
+
+
+def _scrape(port: int, scraping: threading.Event, is_over: threading.Event) -> None:
+    connection = Connection(port)
+    while not is_over.wait(1.0):
+        if scraping.is_set():
+            expect(connection, request("GET", "/metrics"))
 
 
 class _Given(Collector):
