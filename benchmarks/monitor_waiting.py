@@ -106,6 +106,7 @@ def one_monitor(folder: Path, num_trainers: int, num_orders: int) -> list[Goal]:
         wait_until_held(server, num_trainers)
         memory = server.memory_mib() - before
         crowded = wakes(server, server, ordered, min(num_orders, 100))
+        wait_until_held(server, num_trainers)  # nobody's time was up meanwhile
         released = release(server, held)
     finally:
         server.stop()
