@@ -3,6 +3,8 @@
 MonitorError
 ├── NotFound               a run, series or command that is not here        404
 ├── Conflict               what is asked contradicts what is stored         409
+│   ├── AnotherRun         a name that belongs to another training          409
+│   └── AttemptTaken       an attempt that another process leads            409
 ├── KeyReused              an Idempotency-Key came with another order       422
 ├── NotAuthenticated       no token, or none that is good                   401
 ├── Forbidden              the token is good, but not for this              403
@@ -28,6 +30,7 @@ MonitorError
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 
 class MonitorError(Exception):
@@ -57,6 +60,27 @@ class NotFound(MonitorError):
 
 class Conflict(MonitorError):
     """The request contradicts what is stored."""
+
+
+class AnotherRun(Conflict):
+    """Two trainings under one name: their steps would make one curve of both."""
+
+    def __init__(self, run: str, found: str, known: str, started_at: datetime) -> None:
+        super().__init__(
+            f"run {run!r} belongs to another training: identity {known[:8]}, begun "
+            f"{started_at:%Y-%m-%d %H:%M} UTC, and this one is {found[:8]}. Give this one a name of its own; "
+            "or, if it is the same training, put back the record.json of its folder, which holds its identity"
+        )
+
+
+class AttemptTaken(Conflict):
+    """Two processes in one attempt: one of them is not the training that the other one's numbers tell of."""
+
+    def __init__(self, run: str, attempt: int, found: str, owner: str) -> None:
+        super().__init__(
+            f"attempt {attempt} of run {run!r} belongs to session {owner[:8]}, and this is session "
+            f"{found[:8]}; two trainers go on from copies of one folder: end one of them, or start it anew"
+        )
 
 
 class KeyReused(MonitorError):

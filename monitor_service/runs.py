@@ -26,7 +26,7 @@ from monitor_service import (
 )
 from monitor_service.commands import Cancellation, Waiting
 from monitor_service.concerns import Acceptance
-from monitor_service.errors import Conflict, NotFound
+from monitor_service.errors import AnotherRun, AttemptTaken, Conflict, NotFound
 from monitor_service.facts import Facts, Unanswered
 from monitor_service.health import OVER, RunStatus
 from monitor_service.prepared import Prepared
@@ -52,7 +52,7 @@ TAKEN_BACK = frozenset({CommandState.CANCELLED, CommandState.CANCELLING})
 
 _RUN = Prepared(select(tables.runs).where(tables.runs.c.name == bindparam("run")).with_for_update())
 _ATTEMPT = Prepared(
-    select(tables.attempts.c.start_step, tables.attempts.c.is_announced).where(
+    select(tables.attempts.c.start_step, tables.attempts.c.is_announced, tables.attempts.c.session).where(
         tables.attempts.c.run_id == bindparam("run"), tables.attempts.c.attempt == bindparam("number")
     )
 )
@@ -74,7 +74,11 @@ class Exchanged:
 
 
 def register(connection: Connection, name: str, spec: RunSpec, now: datetime) -> bool:
-    """Make the run known, or bring config, project and length up to date; ``True`` if it is new."""
+    """Make the run known, or bring config, project and length up to date; ``True`` if it is new.
+
+    Raises:
+        AnotherRun: the name belongs to a training of another identity.
+    """
     known = {
         "project": spec.project,
         "config": JSON.dump_json(spec.config).decode(),
@@ -82,9 +86,7 @@ def register(connection: Connection, name: str, spec: RunSpec, now: datetime) ->
         "checkpoint_interval_steps": spec.checkpoint_interval_steps,
     }
     rulebook.lock(connection, spec.project, shared=True)
-    connection.execute(select(tables.runs.c.id).where(tables.runs.c.name == name).with_for_update())
-    known["rules"] = rulebook.effective(connection, name, spec.project)
-    if _update(connection, name, known):
+    if _update(connection, name, spec, known):
         return False
     facts = Facts.at_registration(now)
     first = {
@@ -95,23 +97,32 @@ def register(connection: Connection, name: str, spec: RunSpec, now: datetime) ->
         "reasons": json.dumps(["registered, no step received yet"]),
         "facts": facts.model_dump_json(),
         "series_names": "[]",
+        "identity": spec.identity,
+        "rules": rulebook.effective(connection, name, spec.project),
     }
     try:
         with connection.begin_nested():
             connection.execute(insert(tables.runs).values({**known, **first}))
     except IntegrityError:  # another process registered it just now
-        return not _update(connection, name, known)
+        return not _update(connection, name, spec, known)
     log.info("run %s registered in project %s", name, spec.project)
     return True
 
 
-def _update(connection: Connection, name: str, known: Mapping[str, Any]) -> bool:
-    """Whether there is such a run."""
-    runs = tables.runs.c
-    return (
-        connection.scalar(update(tables.runs).where(runs.name == name).values(**known).returning(runs.id))
-        is not None
-    )
+def _update(connection: Connection, name: str, spec: RunSpec, known: Mapping[str, Any]) -> bool:
+    """Whether there is such a run. One that has no identity yet takes the one that it is told."""
+    run: Row[Any] | None = _RUN.first(connection, run=name)
+    if run is None:
+        return False
+    if spec.identity is not None and run.identity not in (None, spec.identity):
+        raise AnotherRun(name, spec.identity, run.identity, run.started_at)
+    values = {
+        **known,
+        "identity": run.identity or spec.identity,
+        "rules": rulebook.effective(connection, name, spec.project),
+    }
+    connection.execute(update(tables.runs).where(tables.runs.c.id == run.id).values(values))
+    return True
 
 
 @dataclass(frozen=True)
@@ -141,12 +152,14 @@ def exchange(
     Raises:
         NotFound: the run is not registered.
         Conflict: ``(session, seq)`` came before with other content.
+        AttemptTaken: the attempt belongs to another process.
     """
     run = hold(connection, name)
     facts = Facts.model_validate_json(run.facts)
     is_duplicate = _is_known(connection, run, incoming)
     facts.hear(now)
     if not is_duplicate:
+        _refuse_strangers(connection, run, incoming.batch)
         _store(connection, run, incoming, now)
         facts.take(incoming.batch, now)
         _take_notes(connection, run, incoming.batch, facts, now)
@@ -259,6 +272,18 @@ def _is_known(connection: Connection, run: Row[Any], incoming: Incoming) -> bool
     return digest is not None
 
 
+def _refuse_strangers(connection: Connection, run: Row[Any], batch: Batch) -> None:
+    """An attempt belongs to the process that told of it first, and to whoever delivers what that one left."""
+    attempt = _ATTEMPT.first(connection, run=run.id, number=batch.attempt)
+    if attempt is not None and attempt.session not in (None, _life_of(batch.session)):
+        raise AttemptTaken(run.name, batch.attempt, batch.session, attempt.session)
+
+
+def _life_of(session: str) -> str:
+    """The process whose reports these are: what it left may come in parts, ``LIFE/PART``."""
+    return session.partition("/")[0]
+
+
 def _store(connection: Connection, run: Row[Any], incoming: Incoming, now: datetime) -> None:
     batch = incoming.batch
     key = {"run_id": run.id, "session": batch.session, "seq": batch.seq, "attempt": batch.attempt}
@@ -296,18 +321,20 @@ def _event_row(event: AnyEvent) -> dict[str, Any]:
 
 def _note_attempts(connection: Connection, run_id: int, batch: Batch, now: datetime) -> None:
     if batch.columns.step:
-        _note_attempt(connection, run_id, batch.attempt, batch.columns.step[0], now)
+        _note_attempt(connection, run_id, batch.attempt, batch.session, batch.columns.step[0], now)
     for event in batch.events:
         if isinstance(event, AttemptStarted):
-            _announce_attempt(connection, run_id, event)
+            _announce_attempt(connection, run_id, batch.session, event)
 
 
-def _note_attempt(connection: Connection, run_id: int, attempt: int, step: int, now: datetime) -> None:
+def _note_attempt(
+    connection: Connection, run_id: int, attempt: int, session: str, step: int, now: datetime
+) -> None:
     """Steps of an attempt came: until it is announced it begins at the least of them."""
     row = _ATTEMPT.first(connection, run=run_id, number=attempt)
     if row is None:
         key = {"run_id": run_id, "attempt": attempt}
-        first = {"start_step": step, "is_announced": False, "started_at": now}
+        first = {"start_step": step, "is_announced": False, "started_at": now, "session": _life_of(session)}
         connection.execute(insert(tables.attempts).values({**key, **first}))
     elif not row.is_announced and step < row.start_step:
         known = tables.attempts.c
@@ -315,8 +342,8 @@ def _note_attempt(connection: Connection, run_id: int, attempt: int, step: int, 
         connection.execute(update(tables.attempts).where(is_it).values(start_step=step))
 
 
-def _announce_attempt(connection: Connection, run_id: int, event: AttemptStarted) -> None:
-    _note_attempt(connection, run_id, event.attempt, event.step, event.time)
+def _announce_attempt(connection: Connection, run_id: int, session: str, event: AttemptStarted) -> None:
+    _note_attempt(connection, run_id, event.attempt, session, event.step, event.time)
     connection.execute(
         update(tables.attempts)
         .where(tables.attempts.c.run_id == run_id, tables.attempts.c.attempt == event.attempt)

@@ -87,6 +87,7 @@ runs = Table(
     Column("facts", Text, nullable=False),  # JSON of facts.Facts: what the status follows from
     Column("series_names", Text, nullable=False),  # JSON list, sorted
     Column("compactions", BigInteger, nullable=False, server_default="0"),  # compare and set by each
+    Column("identity", String(64)),  # of the training's folder; NULL while nobody has told one
     Column("rules", Text),  # JSON: what differs from the settings for this run, of it and its project
 )
 
@@ -100,6 +101,7 @@ attempts = Table(
     Column("reason", Word),
     Column("checkpoint", String(100)),
     Column("started_at", UtcDateTime, nullable=False),
+    Column("session", String(64)),  # whose attempt it is; NULL: anybody's
 )
 
 batches = Table(

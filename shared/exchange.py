@@ -22,6 +22,11 @@ class RunSpec(Message):
     total_steps: int | None = Field(None, ge=1)
     checkpoint_interval_steps: int | None = Field(None, ge=1)
     started_at: Moment
+    identity: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_-]{1,64}$",
+        description="Made once for a run's folder and kept in it; another training of that name is refused.",
+    )
 
 
 class Columns(Message):
@@ -69,7 +74,11 @@ class OutboxCounts(Message):
 class Batch(Message):
     """One sending. ``(session, seq)`` is unique: a repeat with equal content changes nothing."""
 
-    session: str = Field(min_length=1, max_length=64, description="One life of one trainer process.")
+    session: str = Field(
+        min_length=1,
+        max_length=64,
+        description="One life of one trainer process; after a slash, a part of what an earlier one left.",
+    )
     seq: int = Field(ge=1, description="1, 2, 3 … within the session, without gaps.")
     attempt: int = Field(ge=1)
     columns: Columns = Field(default_factory=Columns)

@@ -246,21 +246,22 @@ def _objective(
 
 
 def _reporter(config: Config, stage: Stage, ranks: Ranks) -> Reporter:
+    path = stage.folder / "record.json"
+    record = ranks.of_first(lambda: _record(path))
     spec = RunSpec(
         project=config.run.project,
         config=config.model_dump(mode="json"),
         total_steps=stage.training.steps,
         checkpoint_interval_steps=config.recovery.checkpoint_every,
         started_at=utc_now(),
+        identity=record.identity,
     )
     link = Link(config.link if ranks.is_first else LinkConfig(), stage.run, spec, stage.folder / "spool")
-    path = stage.folder / "record.json"
-    record = ranks.of_first(lambda: _record(path))
     return Reporter(stage.run, link, record, path if ranks.is_first else None)
 
 
 def _record(path: Path) -> RunRecord:
     try:
-        return RunRecord.load(path)
+        return RunRecord.take_up(path)
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -1,7 +1,9 @@
 """What has happened to a run so far: the memory that no rollback takes back, kept in the run's folder."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +21,7 @@ class RunRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
+    identity: str | None = None
     attempt: int = 0
     skipped_steps: int = 0
     findings: list[Finding] = Field(default_factory=list)
@@ -52,6 +55,24 @@ class RunRecord(BaseModel):
                 f"{path} is not readable as a run's record ({place} {problem['msg']}); move it elsewhere to "
                 f"go on without the run's history"
             ) from error
+
+    @classmethod
+    def take_up(cls, path: Path) -> "RunRecord":
+        """The same for the process that trains: a record without an identity gets one, on disk first.
+
+        It tells the monitor that a folder, or a copy of it, goes on with its own run. Where it can't be
+        written the run goes without: after a restart it would be another.
+
+        Raises:
+            ValueError: what is there is no record.
+        """
+        record = cls.load(path)
+        if record.identity is None:
+            named = record.model_copy(update={"identity": uuid4().hex})
+            with suppress(OSError):
+                named.save(path)
+                return named
+        return record
 
     def save(self, path: Path) -> None:
         """Replace the file at ``path`` in one step, so that a kill leaves the old or the new one."""

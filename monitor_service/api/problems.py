@@ -18,6 +18,8 @@ from starlette.exceptions import HTTPException
 from monitor_service.api.body import shown
 from monitor_service.api.headers import SECURITY
 from monitor_service.errors import (
+    AnotherRun,
+    AttemptTaken,
     BodyTooLarge,
     Conflict,
     Forbidden,
@@ -44,6 +46,8 @@ ANSWERS: dict[type[MonitorError], tuple[int, str]] = {
     NotAuthenticated: (401, "Not authenticated"),
     Forbidden: (403, "Forbidden"),
     Conflict: (409, "Conflict"),
+    AnotherRun: (409, "Another run"),
+    AttemptTaken: (409, "Attempt taken"),
     KeyReused: (422, "Key reused"),
     WrongHost: (421, "Wrong host"),
     TooManyRequests: (429, "Too many requests"),

@@ -41,8 +41,8 @@ ELSEWHERE = {
         "test_while_the_disk_is_full_it_is_503_and_then_all_goes_on",
     ),
     "8: two trainers with one run's name": (
-        "monitor_service/api/test_ingest.py",
-        "test_two_sessions_may_use_the_same_numbers",
+        "monitor_service/api/test_fencing.py",
+        "test_another_training_under_the_name_is_refused_and_nothing_of_it_stays",
     ),
     "10: a webhook that is repeated, reordered, resolved first": (
         "monitor_service/api/test_alerts.py",

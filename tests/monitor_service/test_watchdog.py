@@ -64,7 +64,7 @@ def test_a_run_that_stays_diverged_is_sent_back_again_after_the_cooldown_until_t
         monitor.send(batch(seq, steps, loss=["NaN"] * 5))
         for command in monitor.tell("/health")["open_commands"]:
             refusal = {"type": "command", "step": 1, "command": command["id"], "state": "refused"}
-            monitor.send(batch(seq, session="answers", events=[refusal]))
+            monitor.send(batch(seq, session="s1/answers", events=[refusal]))
         clock.advance(40)
     assert len(monitor.tell("/commands")["items"]) == 2
     assert any("budget of 2" in reason for reason in monitor.tell("/health")["reasons"])

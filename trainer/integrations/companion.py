@@ -108,6 +108,7 @@ class Companion:
             total_steps=total_steps,
             checkpoint_interval_steps=self.config.recovery.checkpoint_every,
             started_at=utc_now(),
+            identity=record.identity,
         )
         link = Link(self.config.link, self.config.run, spec, folder / "spool")
         self.reporter = Reporter(self.config.run, link, record, folder / "record.json")

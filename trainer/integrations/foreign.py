@@ -88,6 +88,6 @@ def record_in(folder: Path) -> RunRecord:
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return RunRecord.load(folder / "record.json")
+        return RunRecord.take_up(folder / "record.json")
     except ValueError as error:
         raise ConfigError(str(error)) from error

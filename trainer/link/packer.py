@@ -54,8 +54,10 @@ class Packer:
         """Replace a batch that the monitor finds too large by its halves; ``False`` for one that has none.
 
         The first half keeps session and number, so that no gap opens; the second gets this session's next
-        number. That is allowed only because a batch too large was never stored. If the process is killed
-        between the two, rows of the second half may arrive twice, in two batches, with equal values.
+        number. Of a batch that an earlier process left, the second is a part of that one's session, whose
+        numbers this process does not know, and whose attempt it is. That is allowed only because a batch too
+        large was never stored. If the process is killed between the two, rows of the second half may arrive
+        twice, in two batches, with equal values.
         """
         try:
             batch = Batch.model_validate_json(record.body)
@@ -67,7 +69,11 @@ class Packer:
         middle, event_middle = math.ceil(rows / 2), math.ceil(events / 2)
         self._queue(_part(batch, slice(middle), slice(event_middle)), is_new=False)
         second = _part(batch, slice(middle, None), slice(event_middle, None))
-        self._queue(second.model_copy(update={"session": self.session, "seq": self._last_seq + 1}))
+        if batch.session == self.session:
+            self._queue(second.model_copy(update={"seq": self._last_seq + 1}))
+        else:
+            part = f"{batch.session.partition('/')[0]}/{uuid4().hex[:12]}"
+            self._queue(second.model_copy(update={"session": part, "seq": 1}), is_new=False)
         self._outbox.settle(record)
         return True
 

@@ -14,6 +14,7 @@ from trainer.link.packer import Packer
 from trainer.link.segment import Record
 from trainer.link.sparing import SparingLog
 
+CONFLICT = 409
 TOO_LARGE = 413
 REFUSED_FOR_GOOD = frozenset({409, 413, 415, 422})
 """What the monitor will say each time. All other trouble may pass, so the batch is kept."""
@@ -42,7 +43,7 @@ class Sender:
         # Its own generator: the global one belongs to the training, which must be repeatable.
         self._random = random.Random()
         self._quietly = SparingLog(log)
-        self._is_registered = False
+        self._is_registered = self._is_refused = False
         self._failures = 0
         self._away_since = 0.0
         self._retry_after_s: float | None = None
@@ -81,18 +82,25 @@ class Sender:
 
     async def _register(self) -> None:
         answer = await self._courier.register(self._address.spec.model_dump_json().encode())
-        if answer.status == 409:
-            self._quietly.warning(
-                "register",
-                "run %s: the monitor keeps another description: %s",
-                self._address.run,
-                answer.describe(),
-            )
-        elif not answer.is_success:
+        if answer.status == CONFLICT:
+            self._say_refused(answer)
+            raise NotTaken(answer.describe(), retry_after_s=MAX_RETRY_AFTER_S)
+        if not answer.is_success:
             raise NotTaken(
                 f"it does not register the run: {answer.describe()}", retry_after_s=answer.retry_after_s
             )
         self._is_registered = True
+
+    def _say_refused(self, answer: Answer) -> None:
+        """Once, for whoever reads the log: the training goes on, and nobody will see it under this name."""
+        if not self._is_refused:
+            self._is_refused = True
+            log.error(
+                "run %s is not taken by the monitor: %s. Training goes on without it; its reports wait in %s",
+                self._address.run,
+                answer.describe(),
+                self._outbox.directory,
+            )
 
     def _judge(self, record: Record, answer: Answer) -> None:
         if answer.is_success:
@@ -130,6 +138,8 @@ class Sender:
         self._retry_after_s = trouble.retry_after_s
         self._is_registered &= not trouble.register_again
         self._outbox.sync()
+        if self._is_refused:
+            return  # said once
         self._quietly.warning(
             "away", "monitor %s: %s; training goes on, batches wait in the spool", self._config.url, trouble
         )
@@ -143,6 +153,7 @@ class Sender:
                 self._outbox.pending,
             )
         self._failures = 0
+        self._is_refused = False
         self._retry_after_s = None
 
     async def deliver(self, record: Record) -> None:

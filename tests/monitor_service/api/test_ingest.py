@@ -237,4 +237,4 @@ def test_the_character_nul_in_a_text_is_stored_or_refused_and_never_an_error_of_
     assert monitor.send(batch(1, [1], session="a\0b", loss=[1.0])).status_code in (200, 422)
     order = {"kind": "stop", "reason": "a\0b"}
     assert monitor.post("/api/v1/runs/demo/commands", json=order).status_code in (201, 202, 422)
-    assert monitor.send(batch(1, [1], session="s2", loss=[1.0])).status_code == 200
+    assert monitor.send(batch(1, [1], attempt=2, session="s2", loss=[1.0])).status_code == 200

@@ -327,7 +327,7 @@ def test_a_used_up_budget_calls_for_a_person_until_one_orders_something(
         train(monitor, batch, seq, NANS)
         for command in monitor.tell("/health")["open_commands"]:
             says = {"type": "command", "step": 1, "command": command["id"], "state": "refused"}
-            monitor.send(batch(seq, session="answers", events=[says]))
+            monitor.send(batch(seq, session="s1/answers", events=[says]))
         health: dict[str, Any] = monitor.tell("/health")
         return health
 

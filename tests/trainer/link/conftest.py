@@ -30,11 +30,13 @@ class Exchange(BaseHTTPRequestHandler):
     server: "LyingMonitor"
 
     def do_PUT(self) -> None:
-        self._body()
+        body = self._body()
+        if self.server.on_register is not None:
+            return self.server.on_register(self, body)
         self.server.puts.append(self.path)
         self.server.tokens.append(self.headers.get("Authorization"))
         self.server.is_registered = True
-        self.answer(201, b"{}")
+        return self.answer(201, b"{}")
 
     def do_POST(self) -> None:
         body = self._body()
@@ -96,6 +98,7 @@ class LyingMonitor(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Exchange)
         self.changed = threading.Condition()
         self.is_registered = False
+        self.on_register: Callable[[Exchange, bytes], None] | None = None
         self.puts: list[str] = []
         self.tokens: list[str | None] = []
         self.posts: list[bytes] = []
