@@ -61,6 +61,9 @@ class Served:
     def post(self, url: str, **more: Any) -> httpx.Response:
         return self._portal.call(partial(self._client.post, url, **more))
 
+    def request(self, method: str, url: str, **more: Any) -> httpx.Response:
+        return self._portal.call(partial(self._client.request, method, url, **more))
+
     def delete(self, url: str, **more: Any) -> httpx.Response:
         return self._portal.call(partial(self._client.delete, url, **more))
 
