@@ -18,6 +18,7 @@ from trainer.guards.panel import Panel
 from trainer.guards.replicas import Replicas
 from trainer.guards.saturation import Saturation
 from trainer.guards.spike import Spike
+from trainer.guards.streams import Streams
 from trainer.guards.underflow import Underflow
 from trainer.ranks import Ranks
 
@@ -27,6 +28,7 @@ def all_guards(
     spikes: Sequence[Spike],
     objectives: Sequence[str],
     at_rest: AtRest | None = None,
+    streams: Streams | None = None,
     ranks: Ranks | None = None,
 ) -> Panel:
     """The panel.
@@ -35,9 +37,11 @@ def all_guards(
         spikes: one for each objective, with the limits that its meter refuses by.
         at_rest: where nobody but the optimizer writes weights; whoever owns the loop has it compare and
             remember.
+        streams: where the loop notes the random states with which each step begins.
     """
     gather = ranks.gather if ranks is not None and ranks.are_many else None
     resting = [] if at_rest is None else [at_rest]
+    noted = [] if streams is None else [streams]
     return Panel(
         [
             *resting,  # before the others that scan: it knows to the bit what they see by its consequences
@@ -49,6 +53,7 @@ def all_guards(
             Invariants(config.invariants),
             Counters(config.invariants),
             Gradients(config.gradients),
+            *noted,
             Underflow(config.underflow),
             Overflow(config.overflow),
             Saturation(config.saturation),

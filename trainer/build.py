@@ -33,6 +33,7 @@ from trainer.guards.nonfinite import find_nonfinite_batch
 from trainer.guards.refusal import running_statistics
 from trainer.guards.spike import Spike
 from trainer.guards.strain import Strain
+from trainer.guards.streams import Streams
 from trainer.guards.vitals import Meter
 from trainer.incident import Incidents
 from trainer.link.client import Link
@@ -154,14 +155,14 @@ def build_loop(
     oddity = Oddity(stage.source if isinstance(stage.source, RadioMaps) else None)
     loader = Loader(stage.source, stage.training.loading, _Checks(stage.source), share, oddity)
     ema = Ema(stage.model, stage.training.ema)
-    at_rest = AtRest(config.guards.at_rest)
+    at_rest, streams = AtRest(config.guards.at_rest), Streams()
     state = TrainState(
         stage.model,
         {one.name: one.optimizer for one in objectives},
         {one.name: one.meter for one in objectives},
         ema,
         loader,
-        all_guards(config.guards, spikes, names, at_rest, ranks),
+        all_guards(config.guards, spikes, names, at_rest, streams, ranks),
         ranks=ranks,
     )
     reporter = _reporter(config, stage, ranks)
@@ -184,6 +185,7 @@ def build_loop(
         precision=stage.training.precision,
         micro_batches=stage.training.micro_batches,
         at_rest=at_rest,
+        streams=streams,
     )
 
 

@@ -19,6 +19,7 @@ from trainer.guards.at_rest import AtRest, AtRestConfig
 from trainer.guards.base import StepLosses, Vitals, Watched
 from trainer.guards.pieces import combine, piece_of
 from trainer.guards.randomness import Randomness
+from trainer.guards.streams import Streams
 from trainer.held import HeldModes
 from trainer.incident import Incidents
 from trainer.judging import Judging
@@ -79,6 +80,7 @@ class Loop:
         precision: Precision = "fp32",
         micro_batches: int = 1,
         at_rest: AtRest | None = None,
+        streams: Streams | None = None,
     ) -> None:
         assert isinstance(state.model, Trainee)
         self.model, self.objectives, self.state = state.model, objectives, state
@@ -89,6 +91,7 @@ class Loop:
         self.precision, self.micro_batches = precision, micro_batches
         self.observers = list(observers)
         self._at_rest = at_rest or AtRest(AtRestConfig(elements=0))
+        self._streams = streams or Streams()
         self.objective = objectives[0]
         self.batch: Batch = {}
         self.losses: StepLosses | None = None
@@ -213,6 +216,7 @@ class Loop:
         self._agreement.tell_left_out(self.number)
         seconds = time.perf_counter() - begun
         random = Randomness.now(self.device)
+        self._streams.note(random, self.state.iteration)
         ids = tuple(batch["ids"])
         taken = Taken(self.state.iteration, ids, begun, seconds, self.batch, random)
         self.state.iteration += 1
