@@ -1,7 +1,7 @@
 """Make the pictures of the monitor's pages in this folder, with Chromium.
 
     make run                                    in one terminal: the demo, and its monitor
-    python docs/screenshot.py [URL] [--run demo] [--out docs]
+    python docs/screenshot.py [URL] [--run demo] [--beside RUN] [--out docs]
 
 Needs the Python packages ``playwright`` and ``pillow`` and a Chromium (``apt-get install chromium``).
 """
@@ -42,7 +42,7 @@ class Shot:
     dark: bool = False
 
 
-def shots(http: httpx.Client, run: str) -> list[Shot]:
+def shots(http: httpx.Client, run: str, beside: str | None) -> list[Shot]:
     """What there is to see of a run; the youngest incident that has a picture, else the youngest."""
     found = http.get(f"/api/v1/runs/{run}/incidents").raise_for_status().json()["items"]
     shown = http.get(f"/api/v1/runs/{run}/pictures?kind=sample").raise_for_status().json()["items"]
@@ -55,6 +55,8 @@ def shots(http: httpx.Client, run: str) -> list[Shot]:
         Shot("run-dark", f"/runs/{run}", dark=True),
         Shot("run-phone", f"/runs/{run}", width=390),
     ]
+    if beside is not None:
+        chosen.append(Shot("compare", f"/compare?run={run}&run={beside}"))
     return chosen + [Shot("incident", f"/runs/{run}/incidents/{name}") for name in names[:1]]
 
 
@@ -89,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("url", nargs="?", default="http://127.0.0.1:8321")
     parser.add_argument("--run", default="demo")
+    parser.add_argument("--beside", help="another run, for a picture of both side by side")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
     chromium = shutil.which("chromium")
@@ -96,7 +99,7 @@ def main() -> None:
         sys.exit("no chromium found; install it, for example with apt-get install chromium")
     with httpx.Client(base_url=options.url) as http, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        for shot in shots(http, options.run):
+        for shot in shots(http, options.run, options.beside):
             take(browser, options.url, shot, options.out)
         browser.close()
 

@@ -141,3 +141,16 @@ def test_the_manifests_for_kubernetes_are_whole() -> None:
     assert parts["Service"]["spec"]["selector"].items() <= labels.items()
     assert parts["PodMonitor"]["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert parts["Job"]["spec"]["template"]["spec"]["restartPolicy"] == "OnFailure"
+
+
+def test_kubernetes_itself_would_take_the_manifests() -> None:
+    """By the schemas of its own API, without fields that it does not know; the PodMonitor is another's."""
+    schemas = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
+    text = (ROOT / "deploy/kubernetes/trainhealth.yaml").read_text()
+    for one in yaml.safe_load_all(text):
+        if one["kind"] != "PodMonitor":
+            schemas.validate(one, "1.30", strict=True)
+    broken = next(one for one in yaml.safe_load_all(text) if one["kind"] == "Deployment")
+    broken["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
+    with pytest.raises(schemas.ValidationError, match="readynessProbe"):
+        schemas.validate(broken, "1.30", strict=True)
