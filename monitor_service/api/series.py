@@ -64,9 +64,10 @@ def series(
     """Points of some series, every one or gathered in ``buckets`` with min, max, last and counts."""
     ends = {"from_step": from_step, "to_step": to_step, "from_time": from_time, "to_time": to_time}
     question = SeriesQuestion(run, name, attempt, axis, buckets=buckets, **ends)  # type: ignore[arg-type]
-    if form is Form.BINARY and buckets is None:
-        found = read_points(connection, question)
-        tables = {one: vars(some) for one, some in found.items()}
+    if buckets is None and form is not Form.CSV:
+        tables = {one: vars(some) for one, some in read_points(connection, question).items()}
+        if form is Form.JSON:
+            return Response(series_forms.as_json(run, attempt, tables), media_type="application/json")
         return Response(series_forms.as_bytes(run, attempt, tables), media_type=series_forms.BINARY)
     return _FORMS[form](ask(connection, question))
 

@@ -1,5 +1,6 @@
 """Series in every form: along steps or time, as JSON, CSV or bytes, and several runs on one grid."""
 
+import json
 import math
 import struct
 from collections.abc import Callable
@@ -7,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from monitor_service.axes import TimeGrid
 from monitor_service.rows import Points
-from monitor_service.series_forms import from_bytes
+from monitor_service.series_forms import as_json, from_bytes
+from monitor_service.views import RawColumns, RawSeries
 
 Build = Callable[..., dict[str, Any]]
 NOON_S = 1772366400.0
@@ -31,6 +35,19 @@ def test_bytes_carry_every_double_as_it_was(monitor: Any, batch: Build) -> None:
     sent = [float(value) for value in ODD]
     assert [bits(value) for value in told["value"]] == [bits(value) for value in sent]
     assert told["attempt"].tolist() == [1] * 7
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**63 - 1), st.floats(), st.floats()), max_size=20))
+def test_json_from_arrays_says_what_the_model_says(rows: list[tuple[int, float, float]]) -> None:
+    step, time, value = (list(column) for column in zip(*rows, strict=True)) if rows else ([], [], [])
+    some = Points(np.ones(len(step), int), np.array(step, np.int64), np.array(time, float), np.array(value))
+    text = as_json("demo", "effective", {"loss": vars(some)})
+    model = RawSeries(run="demo", attempt="effective", series={"loss": RawColumns.of(some)})
+    assert json.loads(text) == json.loads(model.model_dump_json())
+    again = RawSeries.model_validate_json(text).series["loss"].value
+    assert [bits(one) for one in again if not math.isnan(one)] == [
+        bits(v) for v in value if not math.isnan(v)
+    ]
 
 
 def test_csv_has_a_line_for_each_point(monitor: Any, batch: Build) -> None:
