@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.config import load
 from trainer.drill.catalogue import CATALOGUE, find
-from trainer.drill.drill import exercise
+from trainer.drill.drill import TOLERANCE, exercise
 from trainer.drill.exercise import Drill
 from trainer.drill.ground import DRILL_CONFIG, changed
 from trainer.drill.judge import Judgement
@@ -29,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every one of them")
     parser.add_argument("--config", type=Path, default=DRILL_CONFIG, metavar="C", help="what is trained")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the weights and of the noise")
+    parser.add_argument(
+        "--within",
+        type=float,
+        default=TOLERANCE,
+        metavar="SHARE",
+        help="how far a final loss may be from the twin's to count as healed",
+    )
     parser.add_argument("--steps", type=int, default=5000, metavar="N", help="soak: how long it trains")
     parser.add_argument("--every", type=int, default=500, metavar="N", help="soak: steps between two faults")
     parser.add_argument(
@@ -52,7 +59,7 @@ def drill(arguments: argparse.Namespace) -> tuple[dict[str, Any], str, bool]:
         return _soak(arguments)
     drills = [one for one in (CATALOGUE if arguments.all else _chosen(arguments.names)) if not one.idle]
     changes = {"run.folder": arguments.folder, "run.seed": arguments.seed, "link.url": ""}
-    rows = exercise(drills, changed(load(arguments.config), changes), _tell)
+    rows = exercise(drills, changed(load(arguments.config), changes), _tell, arguments.within)
     fell_short = [row.name for row in rows if row.fell_short]
     facts_of_all = {"drills": [json.loads(row.model_dump_json()) for row in rows], "summary": summary(rows)}
     return {**facts_of_all, "fell_short": fell_short}, as_table(rows), not fell_short

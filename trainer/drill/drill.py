@@ -25,12 +25,15 @@ TOLERANCE = 0.05
 Told = Callable[[Judgement], None]
 
 
-def exercise(drills: Sequence[Drill], config: Config, tell: Told = lambda row: None) -> list[Judgement]:
+def exercise(
+    drills: Sequence[Drill], config: Config, tell: Told = lambda row: None, within: float = TOLERANCE
+) -> list[Judgement]:
     """Run the drills, two side by side where there are several and two cores; rows in the given order.
 
     Args:
         config: what is trained; its folder is emptied first, and each drill leaves its run there.
         tell: hears each row as soon as it is known.
+        within: how far a final loss may be from the twin's, relative to it.
 
     Raises:
         ConfigError: the twin, which nothing happens to, does not finish in silence.
@@ -43,13 +46,13 @@ def exercise(drills: Sequence[Drill], config: Config, tell: Told = lambda row: N
         )
     numbers = [CATALOGUE.index(one) for one in drills]
     rows: dict[int, Judgement] = {}
-    for number, row in _run_all(numbers, config):
+    for number, row in _run_all(numbers, config, within):
         rows[number] = row
         tell(row)
     return [rows[number] for number in numbers]
 
 
-def run_one(number: int, config: Config) -> Judgement:
+def run_one(number: int, config: Config, within: float = TOLERANCE) -> Judgement:
     """One drill on ground that was laid; ``number`` is its place in the catalogue."""
     drill = CATALOGUE[number]
     row = Judgement(id=drill.id, name=drill.name, what=drill.what, awaits=drill.awaits, idle=drill.idle)
@@ -68,7 +71,7 @@ def run_one(number: int, config: Config) -> Judgement:
         return row.model_copy(update={"fell_short": [f"the drill itself broke: {error!r}"]})
     seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu_begun
     row = row.model_copy(update={"seconds": seconds, "cpu_seconds": cpu_seconds})
-    return judge(row, facts, drill.expect, twin, TOLERANCE)
+    return judge(row, facts, drill.expect, twin, within)
 
 
 def _facts(fault: Injection, arena: Arena, twin: Twin) -> Facts:
@@ -86,15 +89,15 @@ def _facts(fault: Injection, arena: Arena, twin: Twin) -> Facts:
     )
 
 
-def _run_all(numbers: Sequence[int], config: Config) -> Iterator[tuple[int, Judgement]]:
+def _run_all(numbers: Sequence[int], config: Config, within: float) -> Iterator[tuple[int, Judgement]]:
     workers = min(2, os.cpu_count() or 1, len(numbers))
     if workers < 2:
-        yield from ((number, run_one(number, config)) for number in numbers)
+        yield from ((number, run_one(number, config, within)) for number in numbers)
         return
     # not forked: torch's threads and the checkpoint writer's would not come along
     context, method = multiprocessing.get_context("spawn"), multiprocessing.get_start_method()
     with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(method,)) as pool:
-        under_way = {pool.submit(run_one, number, config): number for number in numbers}
+        under_way = {pool.submit(run_one, number, config, within): number for number in numbers}
         for done in as_completed(under_way):
             yield under_way[done], done.result()
 

@@ -1,28 +1,48 @@
-"""Drills of each kind, run for real: the command answers what became of each."""
+"""Drills of each kind, run as a user would: what became of each, and an exit code that tells."""
 
-import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from trainer.drill import command
+PLACES = {
+    "nan-pixel": "W",  # data
+    "nan-gradient": "P",  # the step
+    "mantissa-flip": "L",  # the state
+    "killed-worker": "L",  # the process
+    "bit-on-disk": "C",  # the disk
+    "lying-monitor": "M",  # the monitor
+    "hanging-step": "H",  # time
+    "zero-gradients": "L",  # what can't be healed, and stops
+}
 
-NAMES = ("nan-gradient", "bit-on-disk", "lying-monitor", "hanging-step")
+
+def drilled(folder: Path, *words: str) -> tuple[int, dict[str, Any]]:
+    """The command's exit code and its facts."""
+    command = [sys.executable, "-m", "trainer", "drill", "--json", "--folder", str(folder), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert done.stdout, done.stderr[-2000:]
+    return done.returncode, json.loads(done.stdout)
 
 
 @pytest.mark.slow
-def test_drills_of_each_kind_are_seen_and_healed(tmp_path: Path) -> None:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    facts, words, went_well = command.drill(parser.parse_args([*NAMES, "--folder", str(tmp_path / "drills")]))
-    assert went_well, words
-    rows = {one["name"]: one for one in facts["drills"]}
-    assert {name: one["place"] for name, one in rows.items()} == {
-        "nan-gradient": "P",
-        "hanging-step": "H",
-        "lying-monitor": "M",
-        "bit-on-disk": "C",
-    }
-    assert "4 of 4 faults detected, 4 healed" in words
+def test_drills_of_each_kind_are_seen_and_healed_and_the_command_ends_well(tmp_path: Path) -> None:
+    code, facts = drilled(tmp_path / "drills", *PLACES)
+    assert (code, facts["fell_short"]) == (0, []), facts["drills"]
+    assert {one["name"]: one["place"] for one in facts["drills"]} == PLACES
+    assert "8 of 8 faults detected, 7 healed, 1 stopped by design" in facts["summary"]
     assert json.loads((tmp_path / "drills/twin.json").read_text())["findings"] == 0
+
+
+@pytest.mark.slow
+def test_a_drill_that_ends_further_from_its_twin_than_is_asked_for_makes_the_command_fail(
+    tmp_path: Path,
+) -> None:
+    code, facts = drilled(tmp_path / "drills", "nan-pixel", "--within", "1e-9")
+    assert (code, facts["fell_short"]) == (1, ["nan-pixel"])
+    (row,) = facts["drills"]
+    assert row["is_detected"]
+    assert "the final loss is" in row["fell_short"][0]
