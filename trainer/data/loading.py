@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from multiprocessing.connection import wait
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _REMEMBERED = 1_000  # batches
 _RESTARTS = 3
-_DIED = "DataLoader worker"  # how torch's RuntimeError begins
+_DYING_S = 1.0  # a process that is killed closes its files first
 
 
 class Remark(NamedTuple):
@@ -180,10 +181,10 @@ class Loader:
             if self._stream is None:
                 self._stream = self._start_workers()
             return next(self._stream)
-        except RuntimeError as error:
-            if not str(error).startswith(_DIED):
+        except (RuntimeError, OSError, EOFError) as error:  # what is said depends on what it was sending
+            if not _has_lost_a_worker(self._stream):
                 raise
-            log.warning("%s", error)
+            log.warning("%r", error)
             self._give_up_workers(f"a data worker died before batch {self._next}", "is missing")
             return self._batches[self._next]
 
@@ -209,6 +210,11 @@ class Loader:
         )
         with _deaths_are_no_signals():
             return iter(loader)
+
+
+def _has_lost_a_worker(stream: object) -> bool:
+    """Whether an error of the stream comes from a worker's death, and not from the data."""
+    return bool(wait([one.sentinel for one in getattr(stream, "_workers", ())], _DYING_S))
 
 
 @contextmanager
