@@ -13,7 +13,7 @@ from trainer.drill.faults import Ground
 
 Kind = Literal["gradient", "batch"]
 SHARDED = {"diffusion.training.parallel": "fsdp2"}
-_PATIENCE_S = 280.0
+_PATIENCE_S = 600.0
 _ROOT = Path(__file__).parents[2]
 
 
