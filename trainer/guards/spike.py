@@ -33,7 +33,7 @@ class SpikeConfig(Section):
     warn_norm_above: float = Field(
         8.0, gt=0, description="Tell of a step whose gradient norm is so many too high: its tail is heavier."
     )
-    skip_loss_above: float = Field(8.0, gt=0, description="Refuse a step whose loss is so many too high.")
+    skip_loss_above: float = Field(7.5, gt=0, description="Refuse a step whose loss is so many too high.")
     skip_norm_above: float = Field(10.0, gt=0, description="Refuse a step whose norm is so many too high.")
     untimed_above: float = Field(
         12.0, gt=0, description="In place of the last four where no diffusion time explains the loss."
