@@ -9,6 +9,9 @@ from trainer.checkpoint.errors import NoValidCheckpoint
 from trainer.reporting import Reporter
 from trainer.state import TrainState
 
+SAID_AGAIN = 8
+"""Newest commands whose last word each process says again when it begins: so many arrive at one step."""
+
 Outcome = Literal["accepted", "succeeded", "failed", "refused", "cancelled"]
 
 
@@ -33,21 +36,20 @@ class Orders:
     A command whose time is over never gets here: the link knows that by the monitor's clock. The ids it has
     seen are in the run's record, which no rollback takes back and every restart reads: a command that comes
     twice is carried out once. So is the last word on each. What an earlier process did not finish is said to
-    have failed; what it finished is said again if the monitor still asks, since the first word may be lost.
+    have failed; what it finished is said again, since the first word may have died with it.
     """
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
         self._seen = set(reporter.record.commands_seen)
-        self._told_before = dict(reporter.record.commands_told)
+        self._told_before = list(reporter.record.commands_told)[-SAID_AGAIN:]
         self._saved: tuple[int, int] | None = None
 
     def carry_out(self, loop: Obedient, asked: Sequence[Asked]) -> None:
         """Do what has arrived since the last step."""
-        self._close_what_was_cut_short(loop)
+        self._say_what_may_be_lost(loop)
         for one in asked:
             if one.id in self._seen:
-                self._say_again(one.id)
                 continue
             loop.settle()
             self._seen.add(one.id)
@@ -60,16 +62,15 @@ class Orders:
                 self._tell(loop, one.id, "accepted")
                 self._tell(loop, one.id, *self._obey(loop, one))
 
-    def _close_what_was_cut_short(self, loop: Obedient) -> None:
-        for id_ in [id_ for id_, told in self._told_before.items() if told.state == "accepted"]:
-            del self._told_before[id_]
-            self._tell(loop, id_, "failed", "the process that carried it out ended before it was done")
-
-    def _say_again(self, id_: str) -> None:
-        """Once in each life: what an earlier one said may have died with it."""
-        told = self._told_before.pop(id_, None)
-        if told is not None:
-            self._reporter.command(told)
+    def _say_what_may_be_lost(self, loop: Obedient) -> None:
+        """Once in each life, unasked: the monitor may have given those up when this process began."""
+        for id_ in self._told_before:
+            told = self._reporter.record.commands_told[id_]
+            if told.state == "accepted":
+                self._tell(loop, id_, "failed", "the process that carried it out ended before it was done")
+            else:
+                self._reporter.command(told)
+        self._told_before = []
 
     def _refusal(self, command: Command) -> str | None:
         attempt = self._reporter.record.attempt

@@ -60,6 +60,12 @@ class Lives:
                 pass
             self._pid = None
 
+    def wait(self) -> None:
+        """Until this life has ended by itself."""
+        while self._pid is not None and "ended" not in self._line():
+            pass
+        self._pid = None
+
     def close(self) -> None:
         self.kill()
         assert self._process.stdin is not None
