@@ -23,25 +23,18 @@ from pathlib import Path
 import torch
 
 from benchmarks.guard_rivals import LR, RIVALS, Batch, Step
+from trainer.all_guards import all_guards
 from trainer.build import Stage, probe_batch
-from trainer.config import Config, load
+from trainer.config import Config, GuardsConfig, load
 from trainer.data.radiomaps import RadioMaps
 from trainer.guards.at_rest import AtRest
-from trainer.guards.base import Guard, StepView, Watched
-from trainer.guards.counters import Counters
-from trainer.guards.drift import Drift
-from trainer.guards.foresight import Foresight
-from trainer.guards.gradients import Gradients
-from trainer.guards.invariants import Invariants
+from trainer.guards.base import StepView, Watched
 from trainer.guards.limits import Limits
 from trainer.guards.modules import ModuleNorms
-from trainer.guards.nonfinite import Nonfinite
-from trainer.guards.overflow import Overflow
-from trainer.guards.panel import Panel
+from trainer.guards.randomness import Randomness
 from trainer.guards.refusal import running_statistics
-from trainer.guards.saturation import Saturation
 from trainer.guards.spike import Spike
-from trainer.guards.underflow import Underflow
+from trainer.guards.streams import Streams
 from trainer.guards.vitals import Meter
 from trainer.held import HeldModes, HeldSettings
 from trainer.objective import OptimizerConfig, Schedule, fused_adamw
@@ -68,22 +61,14 @@ def guarded_step(model: LatentDiffusion) -> Step:
         limits=spike.limits,
         modules=modules,
     )
-    at_rest, modes, settings = AtRest(), HeldModes(model), HeldSettings(optimizer)
-    told: list[Guard] = [
-        Nonfinite(),
-        spike,
-        Drift(spike.objective),
-        Foresight(spike.objective),
-        Invariants(),
-        Counters(),
-        Gradients(),
-        at_rest,
-    ]
-    panel = Panel([*told, Saturation(), Overflow(), Underflow()])
+    at_rest, streams = AtRest(), Streams()
+    modes, settings = HeldModes(model), HeldSettings(optimizer)
+    panel = all_guards(GuardsConfig(), [spike], ["diffusion"], at_rest, streams)
     watched = Watched(model, {"diffusion": optimizer}, None, {"diffusion": meter.applied})
     panel.rebase(watched)
 
     def step(batch: Batch) -> None:
+        streams.note(Randomness.now(device), meter.iteration)
         modes.put_back()
         meter.protect()
         losses = model.training_step(batch)
