@@ -5,6 +5,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, select, update
 
 from monitor_service import tables
+from monitor_service.errors import Conflict
 from monitor_service.facts import GoodCheckpoint, ValidCheckpoint
 from shared.base import Message
 from shared.events import CheckpointChanged, CheckpointState
@@ -68,6 +69,24 @@ def newest_valid(connection: Connection, run_id: int) -> ValidCheckpoint | None:
         )
     )
     return None if step is None else ValidCheckpoint(step=step)
+
+
+def refuse_bad(connection: Connection, run_id: int, step: int) -> None:
+    """What is known to be bad is no place to go back to. Raises Conflict if nothing else is at ``step``."""
+    rows = connection.execute(
+        select(tables.checkpoints).where(
+            tables.checkpoints.c.run_id == run_id,
+            tables.checkpoints.c.step == step,
+            tables.checkpoints.c.state != CheckpointState.DELETED,
+        )
+    ).all()
+    if rows and all(row.state == CheckpointState.BAD for row in rows):
+        failed = Details.model_validate_json(rows[0].details).failed_check
+        why = f" (it fails {failed})" if failed else ""
+        raise Conflict(
+            f"checkpoint {rows[0].checkpoint} is bad{why}, and the trainer goes back to good ones only; "
+            "name another step, or none for the newest good one"
+        )
 
 
 def details(row: Row[Any]) -> dict[str, Any]:

@@ -42,7 +42,8 @@ class NotFound(MonitorError):
 
     @classmethod
     def run(cls, run: str) -> "NotFound":
-        return cls(f"no run {run!r}; register it with PUT /api/v1/runs/{run}")
+        known = "`python -m monitor_service runs` lists those that are here"
+        return cls(f"no run {run!r}; {known}, and PUT /api/v1/runs/{run} registers it")
 
     @classmethod
     def picture(cls, run: str, picture: str) -> "NotFound":

@@ -181,11 +181,13 @@ def order(connection: Connection, name: str, request: CommandRequest, now: datet
 
     Raises:
         NotFound: the run is not registered.
-        Conflict: the run is over, or a command of the same kind is open.
+        Conflict: the run is over, a command of the same kind is open, or it leads to a bad checkpoint.
     """
     run = hold(connection, name)
     if run.status in OVER:
         raise Conflict(f"run {name!r} is over ({run.status}); nobody would carry out a {request.kind}")
+    if request.to_step is not None:
+        checkpoints.refuse_bad(connection, run.id, request.to_step)
     facts = Facts.model_validate_json(run.facts)
     facts.note_person()
     command = judging.order(connection, run, facts, request, now)

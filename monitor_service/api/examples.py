@@ -209,5 +209,6 @@ PROBLEM = {
     "type": "urn:trainhealth:problem:not-found",
     "title": "Not found",
     "status": 404,
-    "detail": "no run 'demo'; register it with PUT /api/v1/runs/demo",
+    "detail": "no run 'demo'; `python -m monitor_service runs` lists those that are here, and PUT "
+    "/api/v1/runs/demo registers it",
 }

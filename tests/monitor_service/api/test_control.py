@@ -63,6 +63,24 @@ def test_a_second_order_of_the_same_kind_waits_for_the_first(monitor: Any, batch
     order(monitor)
 
 
+def test_a_bad_checkpoint_is_no_place_to_go_back_to(monitor: Any, batch: Build) -> None:
+    """Unless a good one of another attempt is at that step, too."""
+    bad = {
+        "type": "checkpoint",
+        "checkpoint": "step-40-1",
+        "step": 40,
+        "state": "bad",
+        "failed_check": "probe",
+    }
+    monitor.send(batch(1, events=[bad]))
+    refused = monitor.post(COMMANDS, json={**ROLL_BACK, "to_step": 40})
+    assert refused.status_code == 409
+    assert "step-40-1 is bad (it fails probe)" in refused.json()["detail"]
+    assert monitor.tell("/commands")["items"] == []
+    monitor.send(batch(2, events=[{**bad, "checkpoint": "step-40-2", "state": "good", "failed_check": None}]))
+    order(monitor, to_step=40)
+
+
 def test_a_run_that_is_over_takes_no_orders(monitor: Any, batch: Build) -> None:
     command = order(monitor)
     ended = {"type": "run_ended", "step": 9, "status": "finished", "message": "all done"}
