@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from trainer.checkpoint import CheckpointRing, RingConfig
 from trainer.guards.base import StepView, Verdict, Watched
-from trainer.guards.invariants import Invariants, InvariantsConfig
+from trainer.guards.invariants import Invariants
 from trainer.guards.limits import Limits
-from trainer.guards.nonfinite import Nonfinite, NonfiniteConfig
+from trainer.guards.nonfinite import Nonfinite
 from trainer.guards.panel import Panel
-from trainer.guards.spike import Spike, SpikeConfig
+from trainer.guards.spike import Spike
 from trainer.guards.vitals import Meter
 
 torch.manual_seed(0)
@@ -28,8 +28,7 @@ model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 1))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)  # fused: it can refuse on the device
 limits = Limits()
 meter = Meter("loss", optimizer, model.parameters(), max_norm=1.0, limits=limits)
-guards = [Nonfinite(NonfiniteConfig()), Spike("loss", SpikeConfig(), limits=limits)]
-panel = Panel([*guards, Invariants(InvariantsConfig())])
+panel = Panel([Nonfinite(), Spike("loss", limits=limits), Invariants()])
 watched = Watched(model, {"loss": optimizer})
 ring = CheckpointRing(Path(sys.argv[1] if sys.argv[1:] else tempfile.mkdtemp()), RingConfig())
 
