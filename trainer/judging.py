@@ -48,12 +48,15 @@ class Judging:
         # a state is scanned before it is kept: what a snapshot holds must be worth returning to
         alarm = self._recovery.is_due(state.step + 1)
         findings: list[Finding] = []
+        is_corrupt = False
         for vitals in measured:
-            self._last_view = StepView(vitals, sample_ids, self._watched, alarm=alarm)
-            judgement = state.panel.judge(self._last_view)
+            view = StepView(vitals, sample_ids, self._watched, alarm=alarm)
+            judgement = state.panel.judge(view)  # of each objective: ranks that compare must all do so
+            if is_corrupt:
+                continue  # the others' scans would only say so again
+            self._last_view = view
             findings.extend(judgement.findings)
-            if judgement.verdict >= Verdict.ROLL_BACK:
-                break  # the state is corrupt: the other objectives' scans would only say so again
+            is_corrupt = judgement.verdict >= Verdict.ROLL_BACK
         everyone = self._of_all(findings)
         return Judgement(max(map(verdict_on, everyone), default=Verdict.PROCEED), tuple(everyone))
 
