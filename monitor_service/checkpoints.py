@@ -73,20 +73,28 @@ def newest_valid(connection: Connection, run_id: int) -> ValidCheckpoint | None:
 
 def refuse_bad(connection: Connection, run_id: int, step: int) -> None:
     """What is known to be bad is no place to go back to. Raises Conflict if nothing else is at ``step``."""
+    known = tables.checkpoints.c
     rows = connection.execute(
         select(tables.checkpoints).where(
-            tables.checkpoints.c.run_id == run_id,
-            tables.checkpoints.c.step == step,
-            tables.checkpoints.c.state != CheckpointState.DELETED,
+            known.run_id == run_id, known.step == step, known.state != CheckpointState.DELETED
         )
     ).all()
-    if rows and all(row.state == CheckpointState.BAD for row in rows):
-        failed = Details.model_validate_json(rows[0].details).failed_check
-        why = f" (it fails {failed})" if failed else ""
-        raise Conflict(
-            f"checkpoint {rows[0].checkpoint} is bad{why}, and the trainer goes back to good ones only; "
-            "name another step, or none for the newest good one"
+    if not rows or any(row.state != CheckpointState.BAD for row in rows):
+        return
+    before = connection.scalar(
+        select(func.max(known.step)).where(
+            known.run_id == run_id, known.step < step, known.state == CheckpointState.GOOD
         )
+    )
+    failed = Details.model_validate_json(rows[0].details).failed_check
+    why = f" (it fails {failed})" if failed else ""
+    better = (
+        "no good one is known before it" if before is None else f"the good one before it is of step {before}"
+    )
+    raise Conflict(
+        f"checkpoint {rows[0].checkpoint} is bad{why}, and the trainer goes back to good ones only; "
+        f"{better}; an order without a step goes to the newest good one"
+    )
 
 
 def details(row: Row[Any]) -> dict[str, Any]:

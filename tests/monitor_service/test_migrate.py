@@ -1,13 +1,14 @@
 """Migrations: up, down, up again, the same tables as the code's, and no step into the future."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Engine, insert, inspect, text
 
 from monitor_service.errors import DatabaseNewer
 from monitor_service.migrate import bring_up_to_date, take_back
@@ -43,6 +44,24 @@ def test_down_leaves_nothing_and_up_again_brings_all_back(engine: Engine) -> Non
     assert inspect(engine).get_table_names() == ["alembic_version"]
     assert bring_up_to_date(engine) == revision
     assert set(metadata.tables) < set(inspect(engine).get_table_names())
+
+
+def test_a_command_that_was_taken_back_has_expired_for_the_code_before(engine: Engine) -> None:
+    bring_up_to_date(engine)
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    words = dict.fromkeys(("name", "project", "config", "status", "reasons", "facts", "series_names"), "-")
+    run = {"id": 1, "started_at": moment, "status_since": moment, **words}
+    order = {"run_id": 1, "kind": "roll_back", "reason": "-", "issued_by": "-", "attempt": 1}
+    times = {"issued_at": moment, "expires_at": moment}
+    states = ("cancelling", "cancelled", "succeeded")
+    with engine.begin() as connection:
+        connection.execute(insert(metadata.tables["runs"]).values(run))
+        rows = [{"id": f"c{number}", "state": state, **order, **times} for number, state in enumerate(states)]
+        connection.execute(insert(metadata.tables["commands"]), rows)
+    take_back(engine, "0006")
+    with engine.connect() as connection:
+        found = connection.scalars(text("SELECT state FROM commands ORDER BY id")).all()
+    assert found == ["expired", "expired", "succeeded"]
 
 
 def test_a_second_time_changes_nothing(engine: Engine) -> None:

@@ -29,6 +29,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    # states that the code before does not know; the message still says who took the command back
+    for table in ("commands", "command_history"):
+        op.execute(f"UPDATE {table} SET state = 'expired' WHERE state IN ('cancelling', 'cancelled')")
     # an episode that several projects told is one again: that of the sender for all, or told first, stays
     op.execute(
         "DELETE FROM alerts WHERE EXISTS (SELECT 1 FROM alerts AS other WHERE "

@@ -76,6 +76,7 @@ def test_a_bad_checkpoint_is_no_place_to_go_back_to(monitor: Any, batch: Build) 
     refused = monitor.post(COMMANDS, json={**ROLL_BACK, "to_step": 40})
     assert refused.status_code == 409
     assert "step-40-1 is bad (it fails probe)" in refused.json()["detail"]
+    assert "no good one is known before it" in refused.json()["detail"]
     assert monitor.tell("/commands")["items"] == []
     monitor.send(batch(2, events=[{**bad, "checkpoint": "step-40-2", "state": "good", "failed_check": None}]))
     order(monitor, to_step=40)
