@@ -268,8 +268,11 @@ class Loop:
         command: str | None = None,
         at_most: int | None = None,
         rung: Rung | None = None,
+        forget: str | None = None,
     ) -> None:
         """Restore an earlier state and begin a new attempt there; what is under way is lost with the stretch.
+
+        With ``forget`` the moments of that module start anew, before the guards look at where they are.
 
         Raises:
             RunStopped, NoValidCheckpoint: see ``Recovery.go_back``.
@@ -279,7 +282,13 @@ class Loop:
         incidents = self.refusals.incidents
         try:
             rollback = self.recovery.go_back(
-                reason, trigger, command=command, at_most=at_most, rung=rung, incident=incidents.current
+                reason,
+                trigger,
+                command=command,
+                at_most=at_most,
+                rung=rung,
+                incident=incidents.current,
+                forget=forget,
             )
             incidents.went_back(rollback)
         finally:  # a command that finds nothing to go back to has taken the state away and put it back

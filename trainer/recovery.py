@@ -209,10 +209,6 @@ class Recovery:
         self._remember()
         self._protect_at = step + 2  # the judgement of the next step scans the state before it is kept
 
-    def reset_moments(self, module: str) -> None:
-        """Forget what the optimizer knows of one module."""
-        self._state.reset_moments(module)
-
     def collect(self) -> None:
         """Report what the writer's thread has done since the last call."""
         if self._saves.tell(self._state.step):
@@ -230,11 +226,13 @@ class Recovery:
         at_most: int | None = None,
         rung: Rung | None = None,
         incident: str | None = None,
+        forget: str | None = None,
     ) -> Rollback:
         """Restore an earlier state and begin a new attempt there.
 
         A guard's call climbs the ladder, or to the ``rung`` that it was given. A command goes to the newest
-        good checkpoint, at step ``at_most`` or before.
+        good checkpoint, at step ``at_most`` or before. The moments of the module ``forget`` start anew there,
+        before that state is kept.
 
         Raises:
             RunStopped: the ladder has no rung left.
@@ -265,6 +263,8 @@ class Recovery:
         self._reporter.rollback(rollback)
         if isinstance(rung, RestoreSnapshot | LoadCheckpoint):
             self._apply(rung, reason, incident)
+        if forget is not None:
+            self._state.reset_moments(forget)
         self._follow()
         # where nothing on disk is left to go back to, the next step makes it
         self.save_due_at = to_step + (self.config.checkpoint_every if self.ring.steps() else 1)

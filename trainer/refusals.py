@@ -172,9 +172,8 @@ class Refusals:
             return
         if findings is not None:
             self._alarm(taken, findings, evidence=evidence)
-        loop.go_back(f"3 refused steps that a replay repeats: {words}", "guard", rung=rung)
-        if module is not None:
-            self._recovery.reset_moments(module)
+        reason = f"3 refused steps that a replay repeats: {words}"
+        loop.go_back(reason, "guard", rung=rung, forget=module)
 
     def _count_transient(self, loop: Loop) -> None:
         """Three within a day are no chance: say so, once for each."""

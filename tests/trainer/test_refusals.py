@@ -152,6 +152,31 @@ def test_a_fault_that_every_replay_repeats_goes_back_once_and_then_stops(lab: An
     assert "data_window 25..229" in report
 
 
+def test_moments_that_start_anew_after_a_rollback_are_no_corruption_and_stay(lab: Any) -> None:
+    class Astray(lab.Denoiser):
+        """One layer's gradient is NaN for a while, whatever the sample."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.is_astray = False
+            self.head.weight.register_hook(lambda grad: grad * torch.nan if self.is_astray else grad)
+
+    found: dict[int, float] = {}
+
+    def look(phase: Any, loop: Any) -> None:
+        loop.model.is_astray = loop.state.iteration >= 30 and not loop.reporter.record.rollbacks
+        if phase == "fetch" and loop.reporter.record.rollbacks:
+            moments = loop.state.optimizers["denoiser"].state[loop.model.head.weight]
+            found.setdefault(loop.state.step, float(moments["exp_avg_sq"].sum()))
+
+    loop = lab.run(steps=120, model=Astray, observers=[look])
+    (rollback,) = loop.reporter.record.rollbacks
+    told = {one.guard for one in loop.reporter.record.findings if one.severity == "critical"}
+    assert found[rollback.to_step] == 0
+    assert found[rollback.to_step + 1] > 0
+    assert "invariants" not in told
+
+
 def test_a_lowered_rate_comes_back_in_five_told_stages(lab: Any, events: list[Any]) -> None:
     config = lab.config(recovery=RecoveryConfig(snapshot_every=10, checkpoint_every=25, returns_over=25))
     loop = lab.loop(config=config, steps=100)
