@@ -146,8 +146,16 @@ def deliver(connection: Connection, some: Waiting, now: datetime) -> Waiting:
     return some
 
 
-def cancel(connection: Connection, run_id: int, command: str, now: datetime, why: str) -> CommandState | None:
-    """Take an order back; returns the state that it has now, and ``None`` if there is no such command.
+def find(connection: Connection, run_id: int, command: str) -> Row[Any] | None:
+    """The command of this run, or ``None`` if it has no such one."""
+    known = tables.commands.c
+    return connection.execute(
+        select(tables.commands).where(known.id == command, known.run_id == run_id)
+    ).first()
+
+
+def cancel(connection: Connection, command: str, now: datetime, why: str) -> CommandState:
+    """Take an order back that there is; returns the state that it has now.
 
     Compare and set: what the trainer cannot know of is ``cancelled``; what went out to it is ``cancelling``
     until its word comes. Any other state stays as it is. The caller holds the run's row.
@@ -155,8 +163,7 @@ def cancel(connection: Connection, run_id: int, command: str, now: datetime, why
     _move(connection, [command], {CommandState.PENDING}, CommandState.CANCELLED, now, why)
     _move(connection, [command], {CommandState.DELIVERED}, CommandState.CANCELLING, now, why)
     known = tables.commands.c
-    state = connection.scalar(select(known.state).where(known.id == command, known.run_id == run_id))
-    return None if state is None else CommandState(state)
+    return CommandState(connection.execute(select(known.state).where(known.id == command)).scalar_one())
 
 
 def report(connection: Connection, run_id: int, change: CommandUpdate, now: datetime) -> bool:

@@ -150,6 +150,7 @@ class Facts(BaseModel):
     automatic_orders: list[Moment] = Field(
         default_factory=list, description="Rollbacks of the last hour that no person ordered."
     )
+    taken_back_at: Moment | None = Field(None, description="When a person last cancelled a rollback.")
 
     @classmethod
     def at_registration(cls, now: datetime) -> "Facts":
@@ -170,7 +171,13 @@ class Facts(BaseModel):
     def note_person(self) -> None:
         """A person has ordered something: they know how things are, and the budget begins anew."""
         self.automatic_orders = []
+        self.taken_back_at = None
         self.judged.suggestion = self.judged.needs_person = None
+
+    def note_taken_back(self, words: str, now: datetime) -> None:
+        """A person has taken a rollback back: until a person orders something, nobody else orders another."""
+        self.taken_back_at = now
+        self.judged.needs_person = words
 
     def note_order(self, now: datetime) -> None:
         """A rollback was ordered, by a rule or an alert. Those older than an hour count no more."""

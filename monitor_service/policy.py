@@ -68,4 +68,5 @@ def hindrance(facts: Facts, now: datetime, config: PolicyConfig) -> Hindrance | 
 def still_needs_person(health: Health, facts: Facts, now: datetime) -> bool:
     """Whether the call for a person stands: until one orders something, or an hour went well by itself."""
     is_well = health.status is not RunStatus.DIVERGED
-    return not (is_well and not orders_within_an_hour(facts.automatic_orders, now))
+    meddled = [*facts.automatic_orders, *([facts.taken_back_at] if facts.taken_back_at else [])]
+    return not (is_well and not orders_within_an_hour(meddled, now))

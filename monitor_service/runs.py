@@ -232,15 +232,18 @@ def cancel(
     run = hold(connection, name)
     commands.expire(connection, commands.due(connection, now), now)
     why = f"cancelled by {cancellation.cancelled_by}: {cancellation.reason}"
-    state = commands.cancel(connection, run.id, command, now, why)
-    if state is None:
+    known = commands.find(connection, run.id, command)
+    if known is None:
         raise NotFound.command(name, command)
+    state = commands.cancel(connection, known.id, now, why)
     if state not in TAKEN_BACK:
         raise Conflict(
             f"command {command} is {state}; only one that is pending or delivered can be cancelled. "
             f"/api/v1/runs/{name}/commands/{command} tells its life"
         )
     facts = Facts.model_validate_json(run.facts)
+    if known.kind == CommandKind.ROLL_BACK and known.state != state:
+        facts.note_taken_back(f"{cancellation.cancelled_by} cancelled a rollback: {cancellation.reason}", now)
     left = commands.waiting(connection, run.id, now).commands
     facts.unanswered = Unanswered.of(left[0]) if left else None
     judging.store_facts(connection, run, facts)

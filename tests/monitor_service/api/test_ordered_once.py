@@ -170,6 +170,49 @@ def test_a_cancelling_that_the_trainer_never_answers_ends_with_the_commands_time
     assert life(monitor, command)[-1] == "succeeded"
 
 
+def fire(monitor: Any) -> str:
+    """The same alert again, which asks for a rollback; what became of it."""
+    labels = {"alertname": "LossIsNaN", "run": "demo", "action": "roll_back"}
+    alert = {"status": "firing", "labels": labels, "annotations": {}, "fingerprint": "f1"}
+    times = {"startsAt": "2026-03-01T12:00:00Z", "endsAt": "0001-01-01T00:00:00Z"}
+    answer = monitor.post("/api/v1/alerts", json={"version": "4", "alerts": [{**alert, **times}]})
+    (told,) = answer.json()["alerts"]
+    return str(told["result"])
+
+
+def test_a_rollback_that_a_person_took_back_is_not_ordered_again_by_the_policy(
+    serve: Any, batch: Build, clock: Any
+) -> None:
+    monitor = serve(policy="act", policy_cooldown_s=100)
+    monitor.register()
+    (asked,) = monitor.send(batch(1, range(5), loss=["NaN"] * 5)).json()["commands"]
+    cancel(monitor, asked["id"])
+    monitor.send(batch(2, events=[says(asked["id"], "cancelled")]))
+    for seq in range(3, 6):
+        clock.advance(3700)
+        assert monitor.send(batch(seq, [seq + 5], loss=["NaN"])).json()["commands"] == []
+    assert monitor.tell("/health")["needs_person"] == "ben cancelled a rollback: the wrong run"
+    assert monitor.tell("/health")["status"] == "diverged"
+    assert order(monitor).status_code == 201
+    assert monitor.tell("/health")["needs_person"] is None
+
+
+def test_an_alert_that_a_rollback_covered_orders_none_after_a_person_took_that_back(
+    monitor: Any, batch: Build, clock: Any
+) -> None:
+    command = order(monitor).json()["id"]
+    assert fire(monitor) == "covered"
+    cancel(monitor, command)
+    for seq in range(1, 4):
+        monitor.send(batch(seq, [seq], loss=[1.0]))
+        assert fire(monitor) == "not_now"
+        clock.advance(1100)
+    cancel(monitor, command)  # said again, which is nothing new
+    clock.advance(400)
+    monitor.send(batch(4, [4], loss=[1.0]))  # an hour went well
+    assert fire(monitor) == "ordered"
+
+
 def test_a_held_reply_wakes_for_a_cancelling_also_at_another_monitor(
     serve: Any, monitor: Any, batch: Build
 ) -> None:
