@@ -361,13 +361,17 @@ class Recovery:
 
     def _take_over(self, stored: Stored) -> str | None:
         """Restore and prove it: why the checkpoint is not the state that was saved, or None."""
+        held = self._state.held_moments()
         try:
             self._state.restore(stored.parts, stored.facts)
         except ValueError as error:
             return str(error)
         if self._probe is None:
             return None
-        return self._probe.difference(stored.facts["probe"], self._state.step, self.config.probe_tolerance)
+        refusal = self._probe.difference(stored.facts["probe"], self._state.step, self.config.probe_tolerance)
+        if refusal is not None:
+            self._state.hold_moments(held)  # the next that is tried may have them
+        return refusal
 
     def _stop_or(self, rung: object) -> None:
         self._reporter.record.ladder = self._ladder.state_dict()

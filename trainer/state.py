@@ -1,6 +1,6 @@
 """Everything that must return together when a run goes back, all of it or nothing."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -124,12 +124,17 @@ class TrainState:
 
         Names, shapes and types of all tensors are compared first, both ways; then come the data position and
         the guards' memory, which can refuse; the tensors, which can't, are last. So nothing has changed when
-        an error is raised.
+        an error is raised. A parameter of whose moments nothing was saved had none then: it got its first
+        gradient later, and has none again.
 
         Raises:
             ValueError: tensors differ in name, shape or type, or position or memory belong to something else.
         """
         live = self._own_parts()
+        without = self._without_moments(parts, facts)
+        live["optimizer"] = {
+            name: one for name, one in live["optimizer"].items() if _owner(name) not in without
+        }
         parts = {**parts, "random": self._own_random(parts.get("random", {}), live["random"])}
         difference = match(live, parts)
         if difference is not None:
@@ -143,6 +148,7 @@ class TrainState:
             )
         random_state = RandomState.of(parts["random"], self._own_random_facts(saved.random))
         self._restore_memory(saved)
+        self._forget_moments(without)
         _copy(parts, live)
         self._restore_host_moments(saved.host_moments)
         self.model.zero_grad(set_to_none=True)
@@ -157,6 +163,15 @@ class TrainState:
                 scale.load_state_dict(saved.loss_scales[name])
         self.step, self.iteration = saved.step, saved.iteration
         random_state.set(self._device)
+
+    def held_moments(self) -> dict[str, dict[Tensor, Any]]:
+        """What each optimizer holds of each parameter, not copied: for ``hold_moments``."""
+        return {objective: dict(optimizer.state) for objective, optimizer in self.optimizers.items()}
+
+    def hold_moments(self, held: Mapping[str, Mapping[Tensor, Any]]) -> None:
+        """Take back what ``restore`` has let go of since, so that a state that has it fits again."""
+        for objective, optimizer in self.optimizers.items():
+            optimizer.state.update(held[objective])
 
     def _own_parts(self) -> dict[str, dict[str, Tensor]]:
         return {
@@ -231,6 +246,19 @@ class TrainState:
             if name in saved:
                 state[key] = saved[name]
 
+    def _without_moments(self, parts: Parts, facts: Mapping[str, Any]) -> set[str]:
+        """Parameters that have moments now, and had none at all in the saved state."""
+        saved = {*parts.get("optimizer", {}), *facts.get("host_moments", {})}
+        return {_owner(name) for name, _, _ in self._each_moment()} - {_owner(name) for name in saved}
+
+    def _forget_moments(self, owners: Set[str]) -> None:
+        """As before their first gradient; the optimizer makes them anew at the next."""
+        names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
+        for objective, optimizer in self.optimizers.items():
+            for parameter in list(optimizer.state):
+                if f"{objective}/{names[parameter]}" in owners:
+                    del optimizer.state[parameter]
+
     def _each_moment(self) -> Iterator[tuple[str, dict[str, Any], str]]:
         """Name, the optimizer's state of that parameter, and the key in it."""
         names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
@@ -245,6 +273,11 @@ def _copy(source: Parts, into: Parts) -> None:
         for part, tensors in into.items():
             for name, tensor in tensors.items():
                 tensor.copy_(part_for(tensor, source[part][name]))
+
+
+def _owner(moment: str) -> str:
+    """Objective and parameter of ``objective/parameter/key``."""
+    return moment.rpartition("/")[0]
 
 
 def _name_of(rank: int, name: str) -> str:

@@ -1,6 +1,7 @@
 """A companion beside a plain loop that knows nothing of it."""
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,17 @@ class Loop:
     """Somebody's training: a model, an optimizer, a schedule, and a companion beside it."""
 
     def __init__(
-        self, folder: Path, make: Callable[..., Optimizer] = AdamW, *, recovery: Any = None, **options: Any
+        self,
+        folder: Path,
+        make: Callable[..., Optimizer] = AdamW,
+        *,
+        recovery: Any = None,
+        frozen: bool = False,
+        **options: Any,
     ) -> None:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
+        self.model[0].requires_grad_(not frozen)
         self.optimizer = make(self.model.parameters(), **{"lr": 1e-2, **options})
         self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.999)
         config = CompanionConfig(
@@ -191,23 +199,26 @@ def test_gradients_that_are_gone_end_it_with_the_reason(loop_with: Callable[...,
     assert loop.companion.state.step == 13
 
 
-def test_an_order_to_go_back_is_carried_out_once(
-    loop_with: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop = loop_with(AdamW, fused=True)
-    loop.train(45)
+def order_back() -> Command:
     now = utc_now()
-    order = Command(
+    return Command(
         id="c-1",
         kind=CommandKind.ROLL_BACK,
         reason="looks wrong",
         issued_by="ana",
         issued_at=now,
-        expires_at=now.replace(year=now.year + 1),
+        expires_at=now + timedelta(days=365),
         attempt=1,
     )
+
+
+def test_an_order_to_go_back_is_carried_out_once(
+    loop_with: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = loop_with(AdamW, fused=True)
+    loop.train(45)
     link = loop.companion.reporter.link
-    monkeypatch.setattr(link, "commands", lambda: [order])
+    monkeypatch.setattr(link, "commands", lambda: [order_back()])
     loop.train(2)
     (back,) = loop.companion.reporter.record.rollbacks
     assert (back.trigger, back.command, back.source) == ("command", "c-1", "checkpoint")
@@ -347,3 +358,40 @@ def test_an_optimizer_that_keeps_what_can_t_be_saved_is_told_so(loop_with: Calla
     next(iter(loop.optimizer.state.values()))["history"] = [1, 2]
     with pytest.raises(ValueError, match=r"keeps loss/0.weight/history as a list, which can't be saved"):
         loop.train(30)
+
+
+def thaw_and_spoil(loop: Loop, number: int) -> None:
+    """The first layer learns from update 23 on, where its moments are made; at 25 a weight is spoiled."""
+    if number == 22:
+        loop.model[0].requires_grad_(True)
+    spoiled_at(25)(loop, number)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "not fused"])
+def test_a_way_back_from_before_a_layer_was_thawed_is_taken(
+    loop_with: Callable[..., Loop], fused: bool
+) -> None:
+    loop = loop_with(AdamW, fused=fused, frozen=True)
+    loop.train(25, thaw_and_spoil)
+    assert loop.model[0].weight in loop.optimizer.state
+    loop.train(2, thaw_and_spoil)
+    (back,) = loop.companion.reporter.record.rollbacks
+    assert (back.source, back.to_step) == ("snapshot", 21)
+    loop.train(10)
+    assert loop.companion.state.step == 31
+    steps = {name: int(loop.optimizer.state[p]["step"]) for name, p in loop.model.named_parameters()}
+    assert steps == {name: 10 if name.startswith("0.") else 31 for name in steps}, "made anew there"
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "not fused"])
+def test_a_checkpoint_from_before_a_layer_was_thawed_is_gone_back_to_by_order(
+    loop_with: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch, fused: bool
+) -> None:
+    loop = loop_with(AdamW, fused=fused, frozen=True)
+    loop.train(25, thaw_and_spoil)
+    monkeypatch.setattr(loop.companion.reporter.link, "commands", lambda: [order_back()])
+    loop.train(1)
+    (back,) = loop.companion.reporter.record.rollbacks
+    assert (back.source, back.to_step) == ("checkpoint", 21)
+    assert loop.model[0].weight not in loop.optimizer.state
+    assert loop.model[3].weight in loop.optimizer.state
