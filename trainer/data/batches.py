@@ -91,6 +91,13 @@ class Batches(Dataset[Loaded]):
         self._quarantined |= set(ids)
         return len(self._quarantined) > before
 
+    def names(self, number: int) -> list[str]:
+        """What the batch would hold, without loading it: ids where the data set tells them, or indices."""
+        size = self._config.batch_size
+        indices = [self._index_at(number * size + place)[1] for place in self._places]
+        ids = getattr(self._source, "ids", None)
+        return [f"item {index}" if ids is None else ids[index] for index in indices]
+
     def __getitem__(self, number: int) -> Loaded:
         refused: list[Refusal] = []
         items = [self._fill(number * self._config.batch_size + place, refused) for place in self._places]
@@ -116,9 +123,12 @@ class Batches(Dataset[Loaded]):
 
     def _at(self, place: int) -> Item:
         """The item at a place of the endless stream: one permutation of the data set after the other."""
-        epoch, offset = divmod(place, len(self._source))
-        index = int(_order(self._config.seed, epoch, len(self._source))[offset])
+        epoch, index = self._index_at(place)
         return self._source.example(index, np.random.default_rng([self._config.seed, epoch, index + 1]))
+
+    def _index_at(self, place: int) -> tuple[int, int]:
+        epoch, offset = divmod(place, len(self._source))
+        return epoch, int(_order(self._config.seed, epoch, len(self._source))[offset])
 
 
 def _print_of(items: Iterable[Item]) -> int:

@@ -57,8 +57,8 @@ class Loader:
 
     With workers a batch that comes a second time within 1,000 is loaded once more here: if it should be
     another one, the workers are stuck or share a seed. Then they are started anew at the position, and the
-    right batch is handed out; after three times this process loads by itself. So it is if a worker dies,
-    killed for its memory, say.
+    right batch is handed out; after three times this process loads by itself. If a worker dies, killed for
+    its memory, say, its batch is loaded by a new one, alone: what kills a worker never comes to this process.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Loader:
         self._batches = Batches(source, config, inspect, share, notice)
         self._next = 0
         self._remarks: list[Remark] = []
-        self._num_odd = self._num_restarts = 0
+        self._num_odd = self._num_restarts = self._num_deaths = 0
         self._prints: deque[int] = deque(maxlen=_REMEMBERED)
         self._stream: Iterator[Loaded] | None = None
 
@@ -88,7 +88,7 @@ class Loader:
         """The batch at the position, which then moves on by one.
 
         Raises:
-            DataError: ``inspect`` refuses every item.
+            DataError: ``inspect`` refuses every item, or the batch kills each worker that loads it.
         """
         loaded = self._checked(self._load())
         self._next += 1
@@ -179,14 +179,34 @@ class Loader:
             return self._batches[self._next]
         try:
             if self._stream is None:
-                self._stream = self._start_workers()
+                self._stream = self._start_workers(count(self._next), self.config.num_workers)
             return next(self._stream)
         except (RuntimeError, OSError, EOFError) as error:  # what is said depends on what it was sending
             if not _has_lost_a_worker(self._stream):
                 raise
             log.warning("%r", error)
-            self._give_up_workers(f"a data worker died before batch {self._next}", "is missing")
-            return self._batches[self._next]
+            self.close()
+            return self._load_after_a_death()
+
+    def _load_after_a_death(self) -> Loaded:
+        """The batch at the position, from a worker that loads nothing else; if it dies too, from nobody."""
+        stream = self._start_workers(range(self._next, self._next + 1), 1)
+        try:
+            loaded = next(stream)
+        except (RuntimeError, OSError, EOFError) as error:
+            if not _has_lost_a_worker(stream):
+                raise
+            raise DataError(
+                f"two data workers in a row died at batch {self._next}, the second while it loaded nothing "
+                f"else; it would hold {', '.join(self._batches.names(self._next))}: find the file among them "
+                "that can't be read and mend it or take it out; or, if the system killed them for memory, "
+                "give it more, or lower loading.num_workers or loading.batch_size"
+            ) from error
+        self._num_deaths += 1
+        done = "a new one loaded it, the workers start anew behind it, and nothing is missing"
+        what = f"a data worker died before batch {self._next}; {done}"
+        self._remarks.append(Remark("", what, self._num_deaths))
+        return loaded
 
     def _give_up_workers(self, what: str, spared: str) -> None:
         """They are started anew for the batch after this one, or never again."""
@@ -199,12 +219,12 @@ class Loader:
         )
         self._remarks.append(Remark("", f"{what}; {done}, and nothing {spared}", self._num_restarts))
 
-    def _start_workers(self) -> Iterator[Loaded]:
+    def _start_workers(self, numbers: Iterable[int], num_workers: int) -> Iterator[Loaded]:
         loader: DataLoader[Loaded] = DataLoader(
             self._batches,
             batch_size=None,
-            sampler=count(self._next),
-            num_workers=self.config.num_workers,
+            sampler=numbers,
+            num_workers=num_workers,
             collate_fn=_as_is,
             generator=torch.Generator(),  # else starting workers would draw from torch's global one
         )

@@ -1,8 +1,11 @@
 """Batches are a function of seed and position, and a saved position brings back exactly the same ones."""
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,3 +205,39 @@ def test_a_quarantine_of_everything_is_an_error() -> None:
     loader.quarantine(map(str, range(10)))
     with pytest.raises(DataError, match="because: it is in quarantine"):
         loader.next_batch()
+
+
+class Deadly(Numbers):
+    """Item 7 kills the worker that loads it, and would kill this process; with ``once``, the first alone."""
+
+    def __init__(self, once: Path | None = None) -> None:
+        super().__init__(40)
+        self.parent, self.once = os.getpid(), once
+
+    def example(self, index: int, rng: np.random.Generator) -> Item:
+        if index == 7 and (self.once is None or not self.once.exists()):
+            if self.once is not None:
+                self.once.touch()
+            assert os.getpid() != self.parent, "it came to the trainer's own process"
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().example(index, rng)
+
+
+def test_an_item_that_kills_its_worker_ends_in_an_error_that_names_its_batch() -> None:
+    order = [batch["ids"] for batch in taken(Loader(Numbers(40), LoadingConfig(batch_size=4)), 10)]
+    number = next(number for number, ids in enumerate(order) if "7" in ids)
+    loader = Loader(Deadly(), LoadingConfig(batch_size=4, num_workers=2))
+    with pytest.raises(DataError, match=rf"died at batch {number}, .*item 7\b.*find the file"):
+        taken(loader, 10)
+    assert loader.state_dict()["next_batch"] == number
+    loader.close()
+
+
+def test_a_worker_that_dies_once_costs_no_batch(tmp_path: Path) -> None:
+    loader = Loader(Deadly(tmp_path / "died"), LoadingConfig(batch_size=4, num_workers=1))
+    batches = taken(loader, 10)
+    loader.close()
+    assert (tmp_path / "died").exists()
+    assert same(batches, taken(Loader(Numbers(40), LoadingConfig(batch_size=4)), 10))
+    (remark,) = loader.take_remarks()
+    assert "a data worker died before batch" in remark.words
