@@ -146,6 +146,7 @@ class Loop:
         """One batch through the six phases."""
         self._enter(Phase.FETCH)
         self._carry_out(self.fetch())
+        self._streams.drawn(Randomness.now(self.device))
         self._enter(Phase.REPORT)
         self.report()
 

@@ -20,9 +20,10 @@ class Streams:
     What seeds anew is a resume that forgot its states, or code that samples amid training. Either leads to
     states of the run's beginning, or of a while ago: so the first 32 and the last 128 are remembered, and
     saved with the run. A rollback takes back the memory with the states, so its steps are new again. Steps
-    that draw nothing leave the states as they are, which is no repetition.
+    that draw nothing leave the states as they are, which is no repetition; one that drew, by what ``drawn``
+    notes, and is followed by a step that begins as it did, is: something seeds each step alike.
 
-    A warning, at the first, second, fourth, eighth ... repetition. Costs a hash of 5 KB a step.
+    A warning, at the first, second, fourth, eighth ... repetition. Costs two hashes of 5 KB a step.
     """
 
     name = "streams"
@@ -32,14 +33,15 @@ class Streams:
         self._first: dict[int, int] = {}
         self._recent: dict[int, int] = {}
         self._last = self._repeats = 0
+        self._drew = False
         self._untold: tuple[int, int] | None = None
 
     def note(self, random: Randomness, iteration: int) -> None:
         """The states with which this step begins."""
         print_ = _print_of(random)
-        if print_ == self._last:
+        if print_ == self._last and not self._drew:
             return
-        self._last = print_
+        self._last, self._drew = print_, False
         earlier = self._first.get(print_, self._recent.get(print_))
         if earlier is not None:
             self._repeats += 1
@@ -51,6 +53,10 @@ class Streams:
             self._recent[print_] = iteration
             for old in list(islice(self._recent, max(len(self._recent) - _RECENT, 0))):
                 del self._recent[old]
+
+    def drawn(self, random: Randomness) -> None:
+        """The states after this step's passes, before anything between steps can seed them anew."""
+        self._drew = _print_of(random) != self._last
 
     def inspect(self, view: StepView) -> Finding | None:
         if self._untold is None:
@@ -68,11 +74,12 @@ class Streams:
             "first": list(map(list, self._first.items())),
             "recent": list(map(list, self._recent.items())),
         }
-        return {**rows, "last": self._last, "repeats": self._repeats}
+        return {**rows, "last": self._last, "repeats": self._repeats, "drew": self._drew}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._first, self._recent = dict(state["first"]), dict(state["recent"])
         self._last, self._repeats = state["last"], state["repeats"]
+        self._drew = state.get("drew", False)
         self._untold = None
 
 

@@ -24,6 +24,7 @@ def draw(vitals: Any) -> Any:
         for iteration in range(first, first + count):
             guard.note(Randomness.now(CPU), iteration)
             torch.rand(numbers)
+            guard.drawn(Randomness.now(CPU))
             found.append(guard.inspect(StepView(vitals(iteration=iteration), (), watched)))
         return [one for one in found if one is not None]
 
@@ -69,6 +70,22 @@ def test_a_memory_that_goes_back_with_the_states_finds_the_same_steps_new(draw: 
     torch.set_rng_state(states)
     guard.load_state_dict(json.loads(kept))
     assert draw(guard, 20, first=60) == []
+
+
+def test_a_seed_that_is_set_in_every_step_is_told_also_across_a_resume(lab: Any) -> None:
+    def seed(phase: Any, loop: Any) -> None:
+        if phase == "fetch":
+            torch.manual_seed(7)
+
+    seeded = lab.run(steps=20, observers=[seed])
+    told = [one for one in seeded.reporter.record.findings if one.guard == "streams"]
+    assert [one.reading["count"] for one in told] == [1, 2, 4, 8, 16]
+    assert "batch 1 begins with the random states of batch 0" in told[0].message
+    resumed = Streams()
+    resumed.load_state_dict(json.loads(json.dumps(seeded._streams.state_dict())))
+    torch.manual_seed(7)
+    resumed.note(Randomness.now(CPU), 20)
+    assert resumed.state_dict()["repeats"] == 20
 
 
 def test_its_memory_does_not_grow(draw: Any) -> None:
