@@ -1,6 +1,6 @@
 """Counts that go together: applied updates, the steps of each optimizer state, the updates of the average."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -125,8 +125,20 @@ def _look(watched: Watched) -> dict[str, list[float]]:
         rows["average"] = list(watched.averaged())
     if not rows:
         return {}
-    numbers = iter(torch.stack([one.double() for row in rows.values() for one in row]).cpu().numpy().tolist())
+    numbers = iter(_read([one for row in rows.values() for one in row]))
     return {name: [next(numbers) for _ in row] for name, row in rows.items()}
+
+
+def _read(counts: Sequence[Tensor]) -> list[float]:
+    """One read for each device: an Adam that is not fused counts on the host while a GPU trains."""
+    places: dict[torch.device, list[int]] = {}
+    for place, count in enumerate(counts):
+        places.setdefault(count.device, []).append(place)
+    values: dict[int, float] = {}
+    for there in places.values():
+        numbers = torch.stack([counts[place].double() for place in there]).cpu().numpy().tolist()
+        values.update(zip(there, numbers, strict=True))
+    return [values[place] for place in range(len(counts))]
 
 
 def _names(watched: Watched, objective: str) -> list[str]:

@@ -53,10 +53,11 @@ class Panel:
         self._failures = dict.fromkeys(names, 0)
         self._fresh = {guard.name: deepcopy(guard.state_dict()) for guard in self._guards}
         self._changed = ""
+        self._lost: dict[str, str] = {}
 
     def judge(self, view: StepView) -> Judgement:
         """What all guards say of one step. A refused step or an error seen makes guards scan now."""
-        found = self._tell_of_changes(view)
+        found = [*self._tell_of_changes(view), *self._tell_of_lost(view)]
         alarm = view.alarm or view.vitals.refused
         for guard in self._guards:
             answer = self._ask(guard, view if alarm == view.alarm else replace(view, alarm=alarm))
@@ -75,10 +76,18 @@ class Panel:
         return tuple(one for one in answers if one is not None and verdict_on(one) >= Verdict.ROLL_BACK)
 
     def rebase(self, watched: Watched) -> None:
-        """The state was set from outside (start, resume, rollback): guards that compare start from here."""
+        """The state was set from outside (start, resume, rollback): guards that compare start from here.
+
+        One that raises is switched off until its state is loaded anew; the next step tells of it.
+        """
         for guard in self._guards:
             if isinstance(guard, Rebasing):
-                guard.rebase(watched)
+                try:
+                    guard.rebase(watched)
+                except Exception as error:
+                    log.exception("guard %s raised where it was to start anew", guard.name)
+                    self._failures[guard.name] = _PATIENCE  # it would compare with what is no more
+                    self._lost[guard.name] = f"{type(error).__name__}: {error}"
 
     def state_dict(self) -> dict[str, Any]:
         """The memory of each guard by its name, plain JSON."""
@@ -104,6 +113,20 @@ class Panel:
         """Once: which guards are others than those of the run that was loaded."""
         words, self._changed = self._changed, ""
         return [finding("panel", view, Severity.INFO, f"guards are not as saved: {words}")] if words else []
+
+    def _tell_of_lost(self, view: StepView) -> list[Finding]:
+        """Once: which guards could not start anew from the state as it was set."""
+        lost, self._lost = self._lost, {}
+        return [
+            finding(
+                "panel",
+                view,
+                Severity.WARNING,
+                f"guard {name} raised {words}; it can't compare with this state, so it is switched off",
+                raised_by=name,
+            )
+            for name, words in lost.items()
+        ]
 
     def _ask(self, guard: Guard, view: StepView) -> Finding | None:
         if self._failures[guard.name] >= _PATIENCE:

@@ -184,7 +184,8 @@ class Companion:
         """
         if self._is_over:
             return
-        self._is_over, told = True, self.stop_reason or message
+        self._is_over, reason = True, self.stop_reason or ""
+        told = (message or reason) if status == "failed" else (reason or message)
         try:
             if status != "failed" and (lost := self._keep_the_end()):
                 status, told = "stopped", "; ".join(filter(None, (told, lost)))
@@ -254,6 +255,7 @@ class Companion:
             closing.callback(self.reporter.link.close)
             closing.callback(self.reporter.ended, last_word)
             closing.callback(self._hook.remove)
+            closing.callback(self._rates.take_back)
             self.recovery.close()
 
     def _applied(self, *_: object) -> None:

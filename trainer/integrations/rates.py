@@ -14,7 +14,8 @@ class LentRates:
         self._own: list[float | Tensor] = []
 
     def lend(self) -> None:
-        """Right before the step."""
+        """Right before the step. What is lent still, since none was made, is taken back first."""
+        self.take_back()
         self._own = [group["lr"] for group in self._optimizer.param_groups]
         self._set([rate * float(self.eased) for rate in self._own])
 
@@ -22,8 +23,10 @@ class LentRates:
         """Right after it; answers the rate with which the first group was stepped."""
         lent: float | Tensor = self._optimizer.param_groups[0]["lr"]
         self._set(self._own)
+        self._own = []
         return lent
 
     def _set(self, rates: list[float | Tensor]) -> None:
-        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+        """A group that was added since was lent nothing; it comes after the others."""
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=False):
             group["lr"] = rate

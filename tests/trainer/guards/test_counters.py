@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from shared.events import Finding
@@ -162,3 +162,32 @@ def test_what_it_knows_of_the_next_step_comes_back_with_the_run(new_training: An
     other.load_state_dict(json.loads(json.dumps(guard.state_dict())))
     training.meter.applied.add_(2)
     assert judged(other, training, watched) is not None
+
+
+class Elsewhere(Tensor):
+    """A tensor of another device, which as there can't be stacked with one of the host until it is read."""
+
+    device = torch.device("cuda", 0)  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.stack and not all(isinstance(one, cls) for one in args[0]):
+            raise RuntimeError("Expected all tensors to be on the same device")
+        answer = super().__torch_function__(func, types, args, kwargs)
+        return answer.as_subclass(Tensor) if func is Tensor.cpu else answer
+
+
+def test_steps_counted_on_the_host_are_read_beside_updates_counted_on_a_gpu(new_training: Any) -> None:
+    training = new_training()
+    training.update()
+    training.meter.arrived()
+    applied = {"diffusion": training.meter.applied.as_subclass(Elsewhere)}
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.stack([applied["diffusion"], torch.tensor(1)])
+    guard, watched = Counters(), replace(training.watched, applied=applied)
+    guard.rebase(watched)
+    assert judged(guard, training, watched, alarm=True) is None
+    one_ahead(training)
+    found = judged(guard, training, watched, alarm=True)
+    assert found is not None
+    assert "to 7 in 1 updates" in found.message

@@ -138,3 +138,23 @@ def test_a_scan_between_steps_asks_who_scans_and_tells_of_a_corrupt_state_only(v
     found = [panel.scan(view) for _ in range(4)]
     assert [[one.message for one in some] for some in found] == [[], ["scanner saw it"], [], []]
     assert (scanner.alarms, looker.alarms) == ([True] * 4, [])
+
+
+class Unable(Scripted):
+    """Raises where it is to start anew."""
+
+    def rebase(self, watched: object) -> None:
+        raise RuntimeError("two devices")
+
+
+def test_a_guard_that_raises_at_a_new_start_is_told_once_and_switched_off(view: StepView) -> None:
+    unable, sound = Unable("unable", Severity.CRITICAL, Severity.CRITICAL), Scripted("sound")
+    panel = Panel([unable, sound])
+    panel.rebase(None)  # type: ignore[arg-type]
+    (told,) = panel.judge(view).findings
+    assert (told.guard, told.severity) == ("panel", Severity.WARNING)
+    assert "guard unable raised RuntimeError: two devices" in told.message
+    assert panel.judge(view).findings == ()
+    assert (len(unable.alarms), len(sound.alarms)) == (0, 2)
+    panel.load_state_dict(panel.state_dict())
+    assert panel.judge(view).verdict is Verdict.ROLL_BACK

@@ -395,3 +395,27 @@ def test_a_checkpoint_from_before_a_layer_was_thawed_is_gone_back_to_by_order(
     assert (back.source, back.to_step) == ("checkpoint", 21)
     assert loop.model[0].weight not in loop.optimizer.state
     assert loop.model[3].weight in loop.optimizer.state
+
+
+def test_a_rate_lent_twice_without_a_step_is_lowered_once_and_comes_back_at_the_end(
+    loop_with: Callable[..., Loop],
+) -> None:
+    loop = loop_with(SGD, lr=1.0)
+    rates = loop.companion._rates
+    rates.eased.fill_(0.7)
+    for _ in range(3):
+        rates.lend()
+    assert loop.optimizer.param_groups[0]["lr"] == pytest.approx(0.7)
+    loop.companion.end("failed")
+    assert loop.optimizer.param_groups[0]["lr"] == 1.0
+
+
+def test_an_error_after_an_order_to_stop_is_told_in_its_own_words(
+    loop_with: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, told = loop_with(AdamW, fused=True), list[Any]()
+    loop.train(2)
+    monkeypatch.setattr(loop.companion.reporter, "ended", told.append)
+    loop.companion.stop("ana wants the machine")
+    loop.companion.end("failed", "the disk is full")
+    assert (told[0].status, told[0].message) == ("failed", "the disk is full")
