@@ -37,7 +37,8 @@ def fit(tmp_path: Path) -> Callable[..., Any]:
             return loss if change is None else change(loss)
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.AdamW(self.parameters(), lr=1e-2, fused=True)
+            self.made = torch.optim.AdamW(self.parameters(), lr=1e-2, fused=True)
+            return self.made
 
     def build(steps: int, *, guarded: bool = True, at: At | None = None, **options: Any) -> Any:
         from trainer.integrations.lightning import TrainHealth
@@ -72,11 +73,11 @@ def give_out(_: Tensor) -> Tensor:
 def test_a_training_that_raises_is_told_as_failed_and_leaves_the_trainer_as_it_was(fit: Any) -> None:
     with pytest.raises(RuntimeError, match="gone"):
         fit(12, at={5: give_out})
-    trainer, _, health = fit.last
+    trainer, module, health = fit.last
     assert health.companion.reporter.record.status == "failed"
     assert health.companion.state.step == 4
     assert trainer.gradient_clip_val == 1.0
-    assert not trainer.optimizers or not trainer.optimizers[0]._optimizer_step_post_hooks
+    assert not module.made._optimizer_step_post_hooks
 
 
 def test_a_training_that_ends_is_told_as_finished_and_leaves_the_trainer_as_it_was(fit: Any) -> None:
