@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, func, insert, select, true, update
+from sqlalchemy import ColumnElement, Connection, Select, func, select, true
+from sqlalchemy.dialects import postgresql, sqlite
 
 from monitor_service import tables
 from shared.commands import OPEN_COMMAND_STATES
@@ -35,10 +36,17 @@ def totals(connection: Connection) -> Mapping[tuple[str, str], int]:
 
 
 def keep(connection: Connection, run_id: int) -> None:
-    """Write down the ends of a run's commands: it is about to leave. The caller holds it."""
-    for kind, state, count in connection.execute(ends(_COMMANDS.kind, of=_COMMANDS.run_id == run_id)).all():
-        is_it = (_TALLIES.kind == kind) & (_TALLIES.state == state)
-        more = update(tables.command_tallies).where(is_it).values(count=_TALLIES.count + count)
-        if connection.execute(more).rowcount == 0:
-            row = {"kind": kind, "state": state, "count": count}
-            connection.execute(insert(tables.command_tallies).values(row))
+    """Write down the ends of a run's commands: it is about to leave. The caller holds it.
+
+    In one statement that adds or begins, as another monitor may count the same ends of another run now; in
+    one order, so that the two cannot wait for each other crosswise.
+    """
+    rows = connection.execute(ends(_COMMANDS.kind, of=_COMMANDS.run_id == run_id)).all()
+    if not rows:
+        return
+    add = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    told = add(tables.command_tallies).values(
+        [{"kind": kind, "state": state, "count": count} for kind, state, count in sorted(rows)]
+    )
+    more = _TALLIES.count + told.excluded.count
+    connection.execute(told.on_conflict_do_update(index_elements=["kind", "state"], set_={"count": more}))

@@ -2,12 +2,12 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
 
-from monitor_service import rulebook
+from monitor_service import rulebook, tallies
 from monitor_service.store import open_engine, writing
 from monitor_service.watchdog import look_once
 
@@ -125,3 +125,29 @@ def test_a_run_that_registers_while_its_rules_change_has_the_new_ones(serve: Any
     finally:
         engine.dispose()
     assert monitor.tell("/rules", "young")["values"]["loss_risen_factor"] == 7.0
+
+
+def test_commands_of_two_runs_that_leave_at_once_are_all_counted(serve: Any, batch: Build) -> None:
+    served = serve()
+    engine = served.monitor.store.engine
+    for run in ("a", "b"):
+        served.register(run)
+        wish = {"kind": "stop", "reason": "r"}
+        command = served.post(f"/api/v1/runs/{run}/commands", json=wish).json()["id"]
+        assert served.delete(f"/api/v1/runs/{run}/commands/{command}?reason=r").status_code == 200
+    with engine.connect() as connection:
+        first, second = connection.exec_driver_sql("SELECT id FROM runs ORDER BY name").scalars()
+
+    def keep_second() -> None:
+        with writing(engine) as other, other.begin():
+            tallies.keep(other, second)
+
+    with ThreadPoolExecutor(1) as pool:
+        with writing(engine) as one, one.begin():
+            tallies.keep(one, first)
+            done = pool.submit(keep_second)
+            assert wait([done], 0.5).not_done  # it waits for the first to commit, on both databases
+        done.result(20)
+    with engine.connect() as connection:
+        kept = connection.exec_driver_sql("SELECT kind, state, count FROM command_tallies").all()
+    assert kept == [("stop", "cancelled", 2)]
