@@ -71,10 +71,10 @@ class Guard:
             principal = await self._admit(scope, headers)
             self._limit(scope, principal)
         except NotAuthenticated as error:
-            self._refusals.note(scope, status_of(error), str(error))
+            self._refusals.note(scope, status_of(error), error)
             return _to_login(scope, headers) or answer_to(error)
         except MonitorError as error:
-            self._refusals.note(scope, status_of(error), str(error))
+            self._refusals.note(scope, status_of(error), error)
             return refusal(Request(scope), error)
         scope.setdefault("state", {})["principal"] = principal
         return None

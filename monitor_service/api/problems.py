@@ -132,7 +132,7 @@ async def answer_or_raise(request: Request, error: Exception) -> Response:
 
 async def _monitor_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MonitorError)
-    request.app.state.refusals.note(request.scope, status_of(error), str(error))
+    request.app.state.refusals.note(request.scope, status_of(error), error)
     return refusal(request, error)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from monitor_service.api.refusals import Refusals
+from monitor_service.api.refusals import MOST_LINES, Refusals
+from monitor_service.errors import NotAuthenticated, NotFound
 
 JSON = {"Content-Type": "application/json"}
 GZIP = {**JSON, "Content-Encoding": "gzip"}
@@ -229,10 +230,36 @@ def test_a_webhook_without_its_token_is_told_how_to_send_one_and_stands_in_the_l
     assert "401: no token was sent" in line
 
 
-def test_refusals_are_remembered_in_bounded_memory(caplog: pytest.LogCaptureFixture) -> None:
+def test_whoever_asks_for_ever_new_paths_gets_one_line(caplog: pytest.LogCaptureFixture) -> None:
     refusals = Refusals()
     for number in range(2_000):
         scope = {"method": "POST", "path": f"/{number}\n", "client": ("10.0.0.1", 1)}
-        refusals.note(scope, 404, "not here")
-    assert len(refusals._said) == 1_000
-    assert all("\n" not in one.getMessage() for one in caplog.records)
+        refusals.note(scope, 404, NotFound(f"no {number}"))
+    (line,) = [one.getMessage() for one in caplog.records]
+    assert line == r"POST /0\n from 10.0.0.1 refused, 404: no 0"
+
+
+def test_without_a_token_new_paths_fill_no_log(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+    monitor = serve(host="0.0.0.0", allowed_hosts="testserver,monitor")
+    for number in range(5):
+        assert monitor.post(f"/api/v1/x{number}", json={}).status_code == 401
+        assert monitor.put(f"/api/v1/runs/x{number}", json={}).status_code == 401
+    assert len([one for one in caplog.records if "refused" in one.getMessage()]) == 2
+
+
+def test_all_addresses_together_write_a_bounded_number_of_lines_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals, now = Refusals(), 0.0
+    monkeypatch.setattr("monitor_service.api.refusals.time.monotonic", lambda: now)
+
+    def knock(address: int) -> None:
+        scope = {"method": "POST", "path": "/api/v1/alerts", "client": (f"10.0.0.{address}", 1)}
+        refusals.note(scope, 401, NotAuthenticated("no token"))
+
+    for address in range(2 * MOST_LINES):
+        knock(address)
+    assert len(caplog.records) == len(refusals._said) == MOST_LINES
+    now = 61.0
+    knock(1)
+    assert (len(caplog.records), len(refusals._said)) == (MOST_LINES + 1, 1)
