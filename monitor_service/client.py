@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +31,14 @@ STREAM_TIMEOUT_S = 40.0
 ORDER_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 """Between the sendings of one order. A monitor that restarts is back within them."""
 
-PASSING = (429, 503)
+LONGEST_ORDER_PAUSE_S = 15.0
+"""A ``Retry-After`` of the monitor's is heeded up to this."""
+
+TOO_MANY, UNAVAILABLE = 429, 503
+UNCERTAIN = (500, 502, 504)
+"""What a proxy answers also where the monitor behind it has committed the order, or a monitor after that."""
+
+PASSING = (TOO_MANY, UNAVAILABLE, *UNCERTAIN)
 
 PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15.0
@@ -61,11 +69,11 @@ class OrderUncertain(Unreachable):
 
 
 class Refused(MonitorError):
-    """The monitor answered with a problem; ``status`` is the HTTP status."""
+    """The monitor answered with a problem; ``status`` is the HTTP status, ``retry_after_s`` its wish."""
 
-    def __init__(self, status: int, detail: str) -> None:
+    def __init__(self, status: int, detail: str, retry_after_s: float = 0.0) -> None:
         super().__init__(detail)
-        self.status = status
+        self.status, self.retry_after_s = status, retry_after_s
 
 
 @dataclass(frozen=True)
@@ -250,15 +258,16 @@ class Client:
                 answer = self._ask("POST", path, json=told, headers={"Idempotency-Key": key})
                 return CommandView.model_validate_json(answer.content)
             except (Unreachable, Refused) as trouble:
-                is_perhaps_there |= not is_never_sent(trouble)
-                pause_s = next(pauses_s, None)
                 if isinstance(trouble, Refused) and trouble.status not in PASSING:
                     raise
-                if not is_perhaps_there:
+                is_limited = isinstance(trouble, Refused) and trouble.status == TOO_MANY
+                is_perhaps_there |= not is_limited and not is_never_sent(trouble)
+                pause_s = next(pauses_s, None)
+                if not is_perhaps_there and (pause_s is None or not is_limited):
                     raise
                 if pause_s is None:
                     raise OrderUncertain(self._url, key, str(trouble)) from trouble
-                self._sleep(pause_s)
+                self._sleep(max(pause_s, _asked_pause_s(trouble)))
 
     def _model(self, model: type[M], path: str, params: dict[str, Any] | None = None) -> M:
         answer = self._ask("GET", path, params=params)
@@ -299,10 +308,21 @@ def is_never_sent(trouble: Exception) -> bool:
     return isinstance(trouble.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.InvalidURL)
 
 
+def _asked_pause_s(trouble: Exception) -> float:
+    """How long the monitor asks to wait, up to a bound, seconds."""
+    return min(trouble.retry_after_s, LONGEST_ORDER_PAUSE_S) if isinstance(trouble, Refused) else 0.0
+
+
+def _retry_after_s(answer: httpx.Response) -> float:
+    """``Retry-After`` as seconds; 0 without one, or for a date, which the monitor never sends."""
+    told = answer.headers.get("Retry-After", "")
+    return float(told) if re.fullmatch(r"[0-9]{1,9}", told) else 0.0
+
+
 def _check(answer: httpx.Response) -> None:
     if not answer.is_success:
         answer.read()
-        raise Refused(answer.status_code, _detail(answer))
+        raise Refused(answer.status_code, _detail(answer), _retry_after_s(answer))
 
 
 def _trust(url: str, ca_file: Path | None) -> ssl.SSLContext | bool:

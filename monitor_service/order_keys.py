@@ -31,7 +31,8 @@ class OrderKey:
         """The key of a request; ``None`` without one.
 
         Args:
-            wish: what is asked for, by whom: another person's order with the same key is another order.
+            wish: what the client sent, before a token's name is put to it. Only the fields it named count:
+                neither a new token nor a new default makes a repeat another order.
 
         Raises:
             InvalidMessage: the header is no key.
@@ -42,7 +43,7 @@ class OrderKey:
         if found is None:
             problem = "send 1 to 200 letters, digits and _ . : / + = -, for example a UUID"
             raise InvalidMessage([Violation("header.Idempotency-Key", repr(header[:80]), problem)])
-        asked = f"{type(wish).__name__} {wish.model_dump_json()}"
+        asked = f"{type(wish).__name__} {wish.model_dump_json(exclude_unset=True)}"
         return cls(found[2], hashlib.blake2b(asked.encode(), digest_size=16).digest())
 
 

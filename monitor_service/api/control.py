@@ -134,9 +134,9 @@ async def order(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Ask the trainer to roll back, to stop, or to save a checkpoint."""
-    wish = _signed(await read_message(request, CommandRequest, monitor.settings), principal)
+    wish = await read_message(request, CommandRequest, monitor.settings)
     key = OrderKey.read(idempotency_key, wish)
-    return _answer(run, await asyncio.to_thread(place_order, monitor, run, wish, key))
+    return _answer(run, await asyncio.to_thread(place_order, monitor, run, _signed(wish, principal), key))
 
 
 @router.post(
@@ -156,8 +156,8 @@ async def accept(
 ) -> Response:
     """Order the rollback that the policy suggests, as health tells it; once."""
     told = await read_message(request, Acceptance, monitor.settings)
+    key = OrderKey.read(idempotency_key, told)
     signed = told.model_copy(update={"issued_by": principal.signature(told.issued_by)})
-    key = OrderKey.read(idempotency_key, signed)
     return _answer(run, await asyncio.to_thread(accept_suggestion, monitor, run, signed, key))
 
 

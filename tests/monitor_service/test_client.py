@@ -221,6 +221,52 @@ def test_an_order_whose_answers_are_lost_is_ordered_once(
         assert len(client.commands("demo").items) == 2
 
 
+def refusing(status: int, keys: list[str], headers: dict[str, str] | None = None) -> httpx.MockTransport:
+    """What stands before a monitor and answers in its place."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers["Idempotency-Key"])
+        return httpx.Response(status, headers=headers)
+
+    return httpx.MockTransport(answer)
+
+
+@pytest.mark.parametrize("status", [500, 502, 504])
+def test_an_order_that_a_proxy_gave_up_on_is_sent_again_and_then_uncertain(status: int) -> None:
+    keys: list[str] = []
+    slept: list[float] = []
+    with (
+        Client("http://x", sleep=slept.append, transport=refusing(status, keys)) as client,
+        pytest.raises(OrderUncertain, match=str(status)) as uncertain,
+    ):
+        client.order("demo", {"kind": "stop", "reason": "x"})
+    assert keys == [uncertain.value.key] * 5
+    assert f"--key {keys[0]}" in str(uncertain.value)
+    assert slept == [0.5, 1.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("told", "pauses"),
+    [
+        ("3", [3.0, 3.0, 3.0, 4.0]),
+        ("9000", [15.0] * 4),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", [0.5, 1.0, 2.0, 4.0]),
+    ],
+)
+def test_an_order_that_came_too_often_is_refused_after_the_pauses_asked_for(
+    told: str, pauses: list[float]
+) -> None:
+    slept: list[float] = []
+    transport = refusing(429, [], {"Retry-After": told})
+    with (
+        Client("http://x", sleep=slept.append, transport=transport) as client,
+        pytest.raises(Refused) as refused,
+    ):
+        client.order("demo", {"kind": "stop", "reason": "x"})
+    assert refused.value.status == 429
+    assert slept == pauses
+
+
 def test_an_export_that_breaks_leaves_no_half_of_a_file(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 

@@ -64,6 +64,18 @@ def test_another_order_under_the_same_key_is_refused_and_the_key_is_named(monito
     assert len(monitor.tell("/commands")["items"]) == 1
 
 
+def test_a_renewed_token_sends_an_order_again_and_the_first_stays_on_record(monitor: Any, clock: Any) -> None:
+    answers = []
+    for name in ("old", "new"):
+        with writing(monitor.monitor.store.engine) as connection, connection.begin():
+            expires = clock() + timedelta(days=1)
+            _, secret = tokens.create(connection, name, [Scope.CONTROL], clock(), expires_at=expires)
+        monitor.monitor.door.forget()
+        answers.append(order(monitor, headers={**KEY, "Authorization": f"Bearer {secret}"}))
+    assert [one.status_code for one in answers] == [201, 200]
+    assert answers[1].json()["issued_by"] == "ana (token old)"
+
+
 def test_a_key_belongs_to_its_run(monitor: Any) -> None:
     monitor.register("other")
     order(monitor, headers=KEY)
