@@ -1,10 +1,10 @@
 """What pages and programs ask about runs: each question one function over a reading connection."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import ColumnElement, Connection, Row, func, select
 
 from monitor_service import checkpoints as checkpoint_notes
 from monitor_service import ledger, points, tables
@@ -123,7 +123,7 @@ def events(
 ) -> EventPage:
     """Events in the order of arrival, those with an id above ``after``; or the newest of them, backwards.
 
-    With ``naming`` only those that hold this text as a value.
+    With ``naming`` only those that hold this text as a value, letter for letter.
     """
     known = tables.events.c
     order = known.id.desc() if newest_first else known.id
@@ -137,9 +137,14 @@ def events(
     if span is not None:
         query = query.where(*span.conditions())
     if naming:
-        query = query.where(known.data.contains(json.dumps(naming), autoescape=True))
+        query = query.where(_place(connection)(known.data, json.dumps(naming)) > 0)
     rows = connection.execute(query.order_by(order).limit(limit)).all()
     return EventPage(items=[_event(row) for row in rows])
+
+
+def _place(connection: Connection) -> Callable[..., ColumnElement[int]]:
+    """The database's function for where a text stands in another, from 1 on. SQLite's LIKE takes a for A."""
+    return func.instr if connection.dialect.name == "sqlite" else func.strpos
 
 
 def sessions(connection: Connection, run: str) -> SessionPage:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from monitor_service import queries
+
 Build = Callable[..., dict[str, Any]]
 
 
@@ -170,3 +172,13 @@ def test_the_api_describes_every_body_and_answer(monitor: Any) -> None:
     assert {"Batch", "RunSpec", "CommandRequest", "Reply", "RunDetail", "Finding"} <= set(schemas)
     body = described["paths"]["/api/v1/runs/{run}/exchange"]["post"]["requestBody"]
     assert body["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Batch"}
+
+
+@pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
+def test_names_that_differ_only_in_case_crowd_nothing_out(monitor: Any, batch: Build) -> None:
+    told = {"type": "change", "step": 1, "what": "lr_factor", "value": 0.5, "previous": 1.0, "reason": "r"}
+    changes = [{**told, "incident": name} for name in ("NAN-1", "Nan-1", "nan-1")]
+    assert monitor.send(batch(1, events=changes)).status_code == 200
+    with monitor.monitor.store.reading() as connection:
+        page = queries.events(connection, "demo", naming="nan-1", limit=2)
+    assert [one.data["incident"] for one in page.items] == ["nan-1"]
