@@ -279,9 +279,11 @@ def _is_known(connection: Connection, run: Row[Any], incoming: Incoming) -> bool
 
 def _refuse_strangers(connection: Connection, run: Row[Any], batch: Batch) -> None:
     """An attempt belongs to the process that told of it first, and to whoever delivers what that one left."""
-    attempt = _ATTEMPT.first(connection, run=run.id, number=batch.attempt)
-    if attempt is not None and attempt.session not in (None, _life_of(batch.session)):
-        raise AttemptTaken(run.name, batch.attempt, batch.session, attempt.session)
+    begun = {event.attempt for event in batch.events if isinstance(event, AttemptStarted)}
+    for number in sorted({batch.attempt} | begun):
+        attempt = _ATTEMPT.first(connection, run=run.id, number=number)
+        if attempt is not None and attempt.session not in (None, _life_of(batch.session)):
+            raise AttemptTaken(run.name, number, batch.session, attempt.session)
 
 
 def _life_of(session: str) -> str:

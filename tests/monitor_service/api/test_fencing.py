@@ -68,6 +68,7 @@ def test_a_batch_for_an_attempt_of_another_process_is_refused_and_leaves_no_trac
         batch(1, [1, 2], loss=[9.0, 9.0], session="second-process"),
         batch(1, events=[begins], session="second-process"),
         batch(1, session="second-process"),
+        batch(1, attempt=2, events=[{**begins, "step": 500}], session="second-process"),
     ):
         answer = monitor.send(stranger)
         assert answer.status_code == 409
