@@ -33,6 +33,9 @@ ALARMING = frozenset({Severity.ERROR, Severity.CRITICAL})
 PREDICTS, DIVERGENCE = "predicts", "divergence"
 """How a finding says in its reading that it predicts a divergence."""
 
+MAX_TOLD = 8
+"""Processes that are remembered for each withdrawal."""
+
 MAX_ROLLBACKS = 20
 """Moments of rollbacks that are kept."""
 
@@ -150,6 +153,9 @@ class Facts(BaseModel):
     automatic_orders: list[Moment] = Field(
         default_factory=list, description="Rollbacks of the last hour that no person ordered."
     )
+    withdrawals: dict[str, list[str]] = Field(
+        default_factory=dict, description="Commands that are being taken back, and the processes told so."
+    )
     taken_back_at: Moment | None = Field(None, description="When a person last cancelled a rollback.")
 
     @classmethod
@@ -178,6 +184,13 @@ class Facts(BaseModel):
         """A person has taken a rollback back: until a person orders something, nobody else orders another."""
         self.taken_back_at = now
         self.judged.needs_person = words
+
+    def note_withdrawals(self, process: str, ids: Sequence[str]) -> bool:
+        """These are taken back, and the reply to ``process`` says so; whether one of them is news to it."""
+        before = {id_: self.withdrawals.get(id_, []) for id_ in ids}
+        fresh = {id_: [*told, process][-MAX_TOLD:] for id_, told in before.items() if process not in told}
+        self.withdrawals = {**before, **fresh}
+        return bool(fresh)
 
     def note_order(self, now: datetime) -> None:
         """A rollback was ordered, by a rule or an alert. Those older than an hour count no more."""

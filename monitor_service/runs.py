@@ -70,7 +70,7 @@ class Exchanged:
     is_duplicate: bool
     waiting: Waiting
     is_urgent: bool
-    """A command goes out for the first time, or to somebody who missed the last reply, or is withdrawn."""
+    """A command or a withdrawal goes out for the first time, or to somebody who missed the last reply."""
 
 
 def register(connection: Connection, name: str, spec: RunSpec, now: datetime) -> bool:
@@ -165,15 +165,22 @@ def exchange(
         _take_notes(connection, run, incoming.batch, facts, now)
     waiting = commands.waiting(connection, run.id, now)
     facts.unanswered = Unanswered.of(waiting.commands[0]) if waiting.commands else None
+    is_news = facts.note_withdrawals(_life_of(incoming.batch.session), waiting.withdrawn)
     if judging.settle(connection, run, facts, now, settings):
         waiting = commands.waiting(connection, run.id, now)
-    is_urgent = bool(waiting.fresh or waiting.withdrawn or (is_duplicate and waiting.commands))
+    was_missed = is_duplicate and bool(waiting.commands or waiting.withdrawn)
+    is_urgent = bool(waiting.fresh) or is_news or was_missed
     return Exchanged(is_duplicate, commands.deliver(connection, waiting, now), is_urgent)
 
 
-def deliver(connection: Connection, name: str, now: datetime) -> Waiting:
-    """What waits for the run; its commands count as delivered from now on."""
-    return commands.deliver(connection, commands.waiting(connection, hold(connection, name).id, now), now)
+def deliver(connection: Connection, name: str, session: str, now: datetime) -> Waiting:
+    """What waits for the run; its commands count as delivered from now on, to the process of ``session``."""
+    run = hold(connection, name)
+    waiting = commands.waiting(connection, run.id, now)
+    facts = Facts.model_validate_json(run.facts)
+    if facts.note_withdrawals(_life_of(session), waiting.withdrawn):
+        judging.store_facts(connection, run, facts)
+    return commands.deliver(connection, waiting, now)
 
 
 def order(connection: Connection, name: str, request: CommandRequest, now: datetime) -> Command:

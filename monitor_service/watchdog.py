@@ -6,10 +6,11 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, case, select
 
 from monitor_service import commands, judging, runs, tables, upkeep
 from monitor_service.bell import Bell
+from monitor_service.facts import Facts
 from monitor_service.health import OVER
 from monitor_service.leading import Lead
 from monitor_service.notices import Ear
@@ -44,14 +45,17 @@ def look_once(
 
 def ring_for_new_commands(store: Store, bell: Bell) -> None:
     """Wake replies for what is not delivered yet: another process or a rule ordered it, or withdrew it."""
+    known, state = tables.runs.c, tables.commands.c.state
+    facts = case((state == CommandState.CANCELLING, known.facts))  # read only where they are needed
     query = (
-        select(tables.runs.c.name)
-        .join(tables.commands, tables.commands.c.run_id == tables.runs.c.id)
-        .where(tables.commands.c.state.in_((CommandState.PENDING, CommandState.CANCELLING)))
+        select(known.name, tables.commands.c.id.label("command"), facts.label("facts"))
+        .join(tables.commands, tables.commands.c.run_id == known.id)
+        .where(state.in_((CommandState.PENDING, CommandState.CANCELLING)))
     )
     with store.reading() as connection:
-        for run in connection.scalars(query):
-            bell.ring(run)
+        for row in connection.execute(query):
+            if row.facts is None or row.command not in Facts.model_validate_json(row.facts).withdrawals:
+                bell.ring(row.name)
 
 
 async def keep_looking(store: Store, clock: Callable[[], datetime], settings: Settings) -> None:

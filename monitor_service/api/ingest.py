@@ -75,7 +75,7 @@ async def exchange(run: RunName, request: Request, monitor: MonitorDep) -> Respo
         if not done.is_urgent and hold_s > 0 and await hear(heard, hold_s):
             now = monitor.clock()
             waiting = await asyncio.wrap_future(
-                monitor.store.submit(lambda connection: runs.deliver(connection, run, now))
+                monitor.store.submit(lambda connection: runs.deliver(connection, run, batch.session, now))
             )
     if waiting.commands:
         monitor.meters.journeys.delivered(run, waiting.commands, monitor.clock())

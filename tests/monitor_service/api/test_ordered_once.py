@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -234,6 +235,33 @@ def test_a_held_reply_wakes_for_a_cancelling_also_at_another_monitor(
     held = monitor.start_post("/api/v1/runs/demo/exchange", json=batch(2, hold_s=20))
     assert cancel(other, command).status_code == 202
     assert held.result(10).json()["withdrawn"] == [command]
+
+
+def test_a_withdrawal_ends_the_hold_once_for_each_process_and_an_order_still_wakes_it(
+    serve: Any, batch: Build
+) -> None:
+    monitor = serve(command_poll_s=0.05)
+    monitor.register()
+    command = order(monitor).json()["id"]
+    monitor.send(batch(1))
+    cancel(monitor, command)
+
+    def held(**more: Any) -> float:
+        begun = time.perf_counter()
+        assert monitor.send(batch(**more)).json()["withdrawn"] == [command]
+        return time.perf_counter() - begun
+
+    assert held(seq=2, hold_s=20) < 10
+    assert held(seq=2, hold_s=20) < 10  # it missed the reply
+    assert held(seq=3, hold_s=1.5) > 1.4
+    waiting = monitor.start_post("/api/v1/runs/demo/exchange", json=batch(4, hold_s=20))
+    time.sleep(0.3)
+    assert not waiting.done()
+    save = monitor.post(COMMANDS, json={**ROLL_BACK, "kind": "save_checkpoint"}).json()["id"]
+    told = waiting.result(10).json()
+    assert ([one["id"] for one in told["commands"]], told["withdrawn"]) == ([save], [command])
+    assert held(seq=1, session="s2", attempt=2, hold_s=20) < 10
+    assert held(seq=2, session="s2", attempt=2, hold_s=0.5) > 0.4
 
 
 def test_a_command_that_is_none_or_has_ended_cannot_be_cancelled(monitor: Any, batch: Build) -> None:
