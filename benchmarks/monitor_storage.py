@@ -63,11 +63,12 @@ def stored_bytes(connection: Connection) -> float:
 
 
 def measure(server: Server, writer: Writer, sizes: list[int]) -> None:
-    connection, before = Connection(server.port), (0, 0.0)
+    before = 0, 0.0
     for size in sizes:
         began, cpu = time.perf_counter(), server.cpu_s()
         while writer.num_points < size:
             writer.send()
+        connection = Connection(server.port)  # an older one was idle for too long: the server has closed it
         wait_until_compacted(connection)
         took, cpu = time.perf_counter() - began, server.cpu_s() - cpu
         count, stored = writer.num_points, stored_bytes(connection)
