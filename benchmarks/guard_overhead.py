@@ -73,6 +73,7 @@ def guarded_step(model: LatentDiffusion) -> Step:
         meter.protect()
         losses = model.training_step(batch)
         losses.total.backward()
+        streams.drawn(Randomness.now(device))
         at_rest.compare()
         meter.measure(losses)
         settings.put_back()

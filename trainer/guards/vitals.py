@@ -185,6 +185,12 @@ class Meter:
         self.iteration = iteration
         self._courier.forget()
 
+    def release(self) -> None:
+        """The optimizers obey nobody from now on: the last answer would refuse or clip for ever."""
+        for optimizer in self.optimizers:
+            for name in ("found_inf", "grad_scale"):
+                vars(optimizer).pop(name, None)
+
     def _take_over(self, optimizer: Optimizer) -> None:
         """Have the optimizer's kernel read what this meter decides."""
         check_refusable(optimizer, self.objective)

@@ -99,8 +99,16 @@ class Companion:
     def begin(self, *, total_steps: int | None = None, step: int = 0) -> None:
         """Start to report, at ``step`` applied updates: not 0 where the framework has resumed.
 
-        What the folder holds of steps after this one belongs to a stretch that is given up.
+        What the folder holds of steps after this one belongs to a stretch that is given up. Where it raises,
+        the optimizer is as it was.
         """
+        try:
+            self._begin(total_steps, step)
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _begin(self, total_steps: int | None, step: int) -> None:
         folder, record = self.config.folder, record_in(self.config.folder)
         spec = RunSpec(
             project=self.config.project,
@@ -254,9 +262,14 @@ class Companion:
         with ExitStack() as closing:
             closing.callback(self.reporter.link.close)
             closing.callback(self.reporter.ended, last_word)
-            closing.callback(self._hook.remove)
-            closing.callback(self._rates.take_back)
+            closing.callback(self._let_go)
             self.recovery.close()
+
+    def _let_go(self) -> None:
+        """The optimizer is its owner's again: own rates, no hook, and nobody refuses or clips."""
+        self._rates.take_back()
+        self._hook.remove()
+        self.meter.release()
 
     def _applied(self, *_: object) -> None:
         """Right after ``optimizer.step()``, and before any scheduler looks at the learning rate."""

@@ -419,3 +419,26 @@ def test_an_error_after_an_order_to_stop_is_told_in_its_own_words(
     loop.companion.stop("ana wants the machine")
     loop.companion.end("failed", "the disk is full")
     assert (told[0].status, told[0].message) == ("failed", "the disk is full")
+
+
+def test_an_optimizer_is_its_owners_again_after_the_end(loop_with: Callable[..., Loop]) -> None:
+    """Also where the last update was refused, which it would go on to refuse."""
+    loop = loop_with(fused=True)
+    loop.train(4, nan_gradient_at(3))
+    loop.companion.end("failed", "over")
+    before = loop.weights()
+    nn.functional.mse_loss(loop.model(torch.randn(16, 4)), torch.zeros(16, 1)).backward()
+    loop.optimizer.step()
+    assert not torch.equal(loop.weights()["0.weight"], before["0.weight"])
+
+
+def test_a_companion_that_can_t_begin_leaves_the_optimizer_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text("no record")
+    model = nn.Linear(4, 1)
+    optimizer = AdamW(model.parameters(), fused=True)
+    before = set(vars(optimizer))
+    companion = Companion(CompanionConfig(folder=tmp_path), model, optimizer)
+    with pytest.raises(ConfigError):
+        companion.begin()
+    assert set(vars(optimizer)) == before
+    assert not optimizer._optimizer_step_post_hooks
