@@ -222,7 +222,7 @@ def test_runs_side_by_side_are_told_by_headers_and_only_blocks_wider_than_a_cell
 
 SENDINGS = st.lists(
     st.tuples(
-        st.sampled_from(["s1", "s2"]),
+        st.sampled_from(["life/1", "life/2"]),  # an attempt belongs to one life
         st.integers(1, 2),
         st.sets(st.integers(0, 30), min_size=1, max_size=8),
         st.booleans(),
