@@ -17,6 +17,6 @@ def test_a_terminated_demo_takes_its_monitor_along(house: Any, until: Any) -> No
         1
     ]
     assert httpx.get(f"{url}/healthz", timeout=30).status_code == 200
-    assert demo.end(signal.SIGTERM) == 130
+    assert demo.end(signal.SIGTERM) == 130, demo.log
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/healthz", timeout=30)

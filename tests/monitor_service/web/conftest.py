@@ -358,7 +358,10 @@ def serving(folder: Path) -> Iterator[httpx.Client]:
         while not server.started:
             assert thread.is_alive(), "the monitor did not start"
             time.sleep(0.02)
-        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=30) as http:
+        # uvicorn ends an idle connection after 5 s, when httpx would just take it again
+        short = httpx.Limits(keepalive_expiry=1.0)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with httpx.Client(base_url=url, timeout=30, limits=short) as http:
             yield http
         app.state.monitor.newsroom.close()
         server.should_exit = True
