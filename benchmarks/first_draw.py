@@ -7,28 +7,20 @@ cached; what is told is the median. Needs the package ``playwright`` and a Chrom
 """
 
 import argparse
-import shutil
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
+from benchmarks import chromium
 from benchmarks.bare_http import Connection
 from benchmarks.goals import Goal, say, table
 from benchmarks.ingest_targets import Ours
 from benchmarks.monitor_reads import load, wait_until_compacted
 
 GOAL_S = 1.0
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-]
 
 
 def main() -> None:
@@ -37,13 +29,8 @@ def main() -> None:
     parser.add_argument("--points", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        sys.exit("no chromium found; install it, for example with apt-get install chromium")
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+    with tempfile.TemporaryDirectory() as folder, chromium.started() as browser:
         table(measured(Path(folder), browser, options.points, options.rounds))
-        browser.close()
     say("first draw: from the start of navigation to the drawn line, median of the rounds")
 
 

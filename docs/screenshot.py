@@ -1,35 +1,26 @@
 """Make the pictures of the monitor's pages in this folder, with Chromium.
 
     make run                                    in one terminal: the demo, and its monitor
-    python docs/screenshot.py [URL] [--run demo] [--beside RUN] [--out docs]
+    python -m docs.screenshot [URL] [--run demo] [--beside RUN] [--out docs]
 
 Needs the Python packages ``playwright`` and ``pillow`` and a Chromium (``apt-get install chromium``).
 """
 
 import argparse
 import io
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
+
+from benchmarks import chromium
 
 COLOURS = 256
 MOST_HEIGHT = 2_530
 """Of a picture, in pixels: the rest of a long page says nothing new."""
-
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @dataclass(frozen=True)
@@ -94,14 +85,9 @@ def main() -> None:
     parser.add_argument("--beside", help="another run, for a picture of both side by side")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        sys.exit("no chromium found; install it, for example with apt-get install chromium")
-    with httpx.Client(base_url=options.url) as http, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+    with httpx.Client(base_url=options.url) as http, chromium.started() as browser:
         for shot in shots(http, options.run, options.beside):
             take(browser, options.url, shot, options.out)
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -1,40 +1,28 @@
 """A real browser, and a page that remembers everything it says and asks."""
 
-import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
-CHROMIUM = shutil.which("chromium")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+from benchmarks import chromium
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "in_chromium" in str(item.path):
             item.add_marker(pytest.mark.slow)
-            if CHROMIUM is None:
+            if chromium.PATH is None:
                 reason = "no chromium on this machine: apt-get install chromium"
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with chromium.started() as browser:
         yield browser
-        browser.close()
 
 
 class Watched:
