@@ -18,20 +18,17 @@ from monitor_service import (
     commands,
     judging,
     ledger,
-    notices,
     pictures,
     rulebook,
     series,
     tables,
 )
-from monitor_service.commands import Cancellation, Waiting
-from monitor_service.concerns import Acceptance
+from monitor_service.commands import Waiting
 from monitor_service.errors import AnotherRun, AttemptTaken, Conflict, NotFound
 from monitor_service.facts import Facts, Unanswered
-from monitor_service.health import OVER, RunStatus
+from monitor_service.health import RunStatus
 from monitor_service.prepared import Prepared
 from monitor_service.settings import Settings
-from shared.commands import Command, CommandKind, CommandRequest, CommandState
 from shared.events import (
     AnyEvent,
     AttemptStarted,
@@ -47,8 +44,6 @@ log = logging.getLogger(__name__)
 
 JSON = TypeAdapter(Any, config={"ser_json_inf_nan": "strings"})
 """Any JSON value, with NaN and infinity as texts."""
-
-TAKEN_BACK = frozenset({CommandState.CANCELLED, CommandState.CANCELLING})
 
 _RUN = Prepared(select(tables.runs).where(tables.runs.c.name == bindparam("run")).with_for_update())
 _ATTEMPT = Prepared(
@@ -181,82 +176,6 @@ def deliver(connection: Connection, name: str, session: str, now: datetime) -> W
     if facts.note_withdrawals(_life_of(session), waiting.withdrawn):
         judging.store_facts(connection, run, facts)
     return commands.deliver(connection, waiting, now)
-
-
-def order(connection: Connection, name: str, request: CommandRequest, now: datetime) -> Command:
-    """Order a command.
-
-    Raises:
-        NotFound: the run is not registered.
-        Conflict: the run is over, a command of the same kind is open, or it leads to a bad checkpoint.
-    """
-    run = hold(connection, name)
-    if run.status in OVER:
-        raise Conflict(f"run {name!r} is over ({run.status}); nobody would carry out a {request.kind}")
-    if request.to_step is not None:
-        checkpoints.refuse_bad(connection, run.id, request.to_step)
-    facts = Facts.model_validate_json(run.facts)
-    facts.note_person()
-    command = judging.order(connection, run, facts, request, now)
-    judging.store_facts(connection, run, facts)
-    return command
-
-
-def accept(connection: Connection, name: str, acceptance: Acceptance, now: datetime) -> Command:
-    """Order the rollback that was suggested.
-
-    Raises:
-        NotFound: the run is not registered.
-        Conflict: that suggestion does not stand (any more), or a rollback is open.
-    """
-    run = hold(connection, name)
-    facts = Facts.model_validate_json(run.facts)
-    stands = facts.judged.suggestion
-    if stands is None:
-        raise Conflict(f"nothing is suggested for run {name!r} now; it is {run.status}")
-    if stands.id != acceptance.suggestion:
-        raise Conflict(f"suggestion {acceptance.suggestion!r} has passed; {stands.id!r} stands now")
-    facts.note_person()
-    wish = CommandRequest(
-        kind=CommandKind.ROLL_BACK,
-        reason=f"suggested: {stands.reason}"[:500],
-        issued_by=acceptance.issued_by,
-    )
-    command = judging.order(connection, run, facts, wish, now)
-    judging.store_facts(connection, run, facts)
-    return command
-
-
-def cancel(
-    connection: Connection, name: str, command: str, cancellation: Cancellation, now: datetime
-) -> CommandState:
-    """Take a command back, and say whether that is done or waits for the trainer's word.
-
-    Raises:
-        NotFound: the run is not registered, or has no such command.
-        Conflict: the trainer has taken it, or it has ended.
-    """
-    run = hold(connection, name)
-    commands.expire(connection, commands.due(connection, now), now)
-    why = f"cancelled by {cancellation.cancelled_by}: {cancellation.reason}"
-    known = commands.find(connection, run.id, command)
-    if known is None:
-        raise NotFound.command(name, command)
-    state = commands.cancel(connection, known.id, now, why)
-    if state not in TAKEN_BACK:
-        raise Conflict(
-            f"command {command} is {state}; only one that is pending or delivered can be cancelled. "
-            f"/api/v1/runs/{name}/commands/{command} tells its life"
-        )
-    facts = Facts.model_validate_json(run.facts)
-    if known.kind == CommandKind.ROLL_BACK and known.state != state:
-        facts.note_taken_back(f"{cancellation.cancelled_by} cancelled a rollback: {cancellation.reason}", now)
-    left = commands.waiting(connection, run.id, now).commands
-    facts.unanswered = Unanswered.of(left[0]) if left else None
-    judging.store_facts(connection, run, facts)
-    notices.tell(connection, name)
-    log.info("run %s: command %s is %s, %s", name, command, state, why)
-    return state
 
 
 def look(connection: Connection, name: str, now: datetime, settings: Settings) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy import Connection
 
-from monitor_service import queries, runs
+from monitor_service import ordering, queries
 from monitor_service.access import Principal
 from monitor_service.api import bounds
 from monitor_service.api.answers import answer
@@ -60,7 +60,7 @@ def place_order(monitor: Monitor, run: str, request: CommandRequest, key: OrderK
         KeyReused: another order came with this key.
     """
     bounds.check(request)
-    return _place(monitor, run, key, lambda connection, now: runs.order(connection, run, request, now))
+    return _place(monitor, run, key, lambda connection, now: ordering.order(connection, run, request, now))
 
 
 def accept_suggestion(
@@ -73,7 +73,9 @@ def accept_suggestion(
         Conflict: the suggestion stands no more, or a rollback is open.
         KeyReused: another order came with this key.
     """
-    return _place(monitor, run, key, lambda connection, now: runs.accept(connection, run, acceptance, now))
+    return _place(
+        monitor, run, key, lambda connection, now: ordering.accept(connection, run, acceptance, now)
+    )
 
 
 def _place(
@@ -100,7 +102,7 @@ def take_back(monitor: Monitor, run: str, command: str, cancellation: Cancellati
     now = monitor.clock()
 
     def write(connection: Connection) -> CommandView:
-        runs.cancel(connection, run, command, cancellation, now)
+        ordering.cancel(connection, run, command, cancellation, now)
         return queries.command(connection, run, command)
 
     view = monitor.store.write(write)
