@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.pool import QueuePool
 
 from monitor_service.errors import StoreUnavailable
 from monitor_service.prepared import carry_out
@@ -28,6 +29,9 @@ DEADLOCK = "40P01"
 
 DEADLOCK_TRIES = 5
 """So often a piece of work that holds several runs begins again when another process held them crosswise."""
+
+READERS_S = 5.0
+"""How long a store that closes waits for those who are reading."""
 
 PRAGMAS = (
     "journal_mode = WAL",
@@ -153,12 +157,13 @@ class Store:
         self._thread.start()
 
     def close(self) -> None:
-        """Commit all that waits, end the thread, close the connections."""
+        """Commit all that waits, end the thread, let readers end (``READERS_S``), close the connections."""
         with self._lock:
             was_open, self._is_open = self._is_open, False
         if was_open:
             self._waiting.put(None)
             self._thread.join()
+        self._await_readers()
         self.engine.dispose()
 
     @property
@@ -281,6 +286,13 @@ class Store:
         if self._kept is not None:
             self._kept.close()
             self._kept = None
+
+    def _await_readers(self) -> None:
+        """A connection that is out when the pool ends stays open: nobody closes it when it comes back."""
+        pool = self.engine.pool
+        deadline = time.monotonic() + READERS_S
+        while isinstance(pool, QueuePool) and pool.checkedout() > 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def _refuse(self, group: list[_Job[Any]], error: SQLAlchemyError) -> None:
         log.error("commit of %d requests failed: %s", len(group), error)

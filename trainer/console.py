@@ -22,7 +22,7 @@ _EVERY = 50
 
 @contextmanager
 def narrated(is_terminal: bool | None = None, *, rank: int = 0) -> Iterator[Observer]:
-    """Set up the log for people within this block, and answer an observer that shows how far the loop is.
+    """Set up this process's log for people, and answer an observer that shows how far the loop is.
 
     Of several ranks the first tells the story; another one says only what goes wrong with itself.
     """

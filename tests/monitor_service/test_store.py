@@ -3,9 +3,11 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from sqlalchemy import Connection, text
+from sqlalchemy.pool import QueuePool
 
 from monitor_service.errors import NotFound, StoreUnavailable
 from monitor_service.store import Store, _Job, _JobFailed, open_engine
@@ -47,6 +49,25 @@ def hold(store: Store) -> threading.Event:
     store.submit(wait)
     assert begun.wait(10)
     return go_on
+
+
+def test_a_store_that_closes_waits_for_its_readers(store: Store) -> None:
+    """Handed back after the pool's end, a connection would never be closed."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with store.reading() as connection:
+            connection.execute(text("SELECT 1"))
+            begun.set()
+            assert go_on.wait(10)
+
+    reader, pool = threading.Thread(target=read), cast(QueuePool, store.engine.pool)
+    reader.start()
+    assert begun.wait(10)
+    threading.Timer(0.2, go_on.set).start()
+    store.close()
+    reader.join()
+    assert pool.checkedin() == 0, "all its connections are closed"
 
 
 def test_work_that_fails_once_and_is_repeated_answers_what_the_repetition_gave(store: Store) -> None:

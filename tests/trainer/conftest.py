@@ -324,7 +324,7 @@ def deliver() -> Callable[..., None]:
     return hand_over
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
     """A command sets up logging and signals for its process; here they are put back."""
     root = logging.getLogger()

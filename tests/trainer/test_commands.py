@@ -91,7 +91,6 @@ def test_each_ending_has_its_code_and_one_line(
     config: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    own_logging: None,
     error: BaseException,
     code: int,
 ) -> None:
@@ -185,7 +184,7 @@ def test_a_delivery_that_cannot_begin_ends_with_2(
     assert err.count("\n") == 1
 
 
-def test_a_signal_ends_a_training_at_a_step_boundary_with_a_checkpoint(lab: Any, own_logging: None) -> None:
+def test_a_signal_ends_a_training_at_a_step_boundary_with_a_checkpoint(lab: Any) -> None:
     def terminate(phase: Any, loop: Loop) -> None:
         if phase == "backward" and loop.state.step == 7:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -196,7 +195,7 @@ def test_a_signal_ends_a_training_at_a_step_boundary_with_a_checkpoint(lab: Any,
     assert resumed.state.step in (8, 9)
 
 
-def test_a_second_signal_ends_it_at_once(lab: Any, own_logging: None) -> None:
+def test_a_second_signal_ends_it_at_once(lab: Any) -> None:
     def insist(phase: Any, loop: Loop) -> None:
         if phase == "backward" and loop.state.step == 7:
             os.kill(os.getpid(), signal.SIGINT)

@@ -95,7 +95,7 @@ def test_a_flood_of_findings_is_counted_in_the_log_and_bounded_in_the_record(
 
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_people_see_how_far_a_training_is(
-    lab: Any, capsys: pytest.CaptureFixture[str], is_terminal: bool, own_logging: None
+    lab: Any, capsys: pytest.CaptureFixture[str], is_terminal: bool
 ) -> None:
     with narrated(is_terminal) as progress:
         lab.run(steps=51, observers=[progress])

@@ -90,7 +90,7 @@ def new_run(tmp_path: Path) -> Callable[..., Run]:
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str], own_logging: None) -> Callable[..., dict[str, Any]]:
+def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     """Run a command that succeeds; its answer as JSON."""
 
     def run(*words: str | Path) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def told(capsys: pytest.CaptureFixture[str], own_logging: None) -> Callable[...,
 
 
 @pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str], own_logging: None) -> Callable[..., str]:
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run a command that is refused; its one sentence."""
 
     def run(*words: str | Path, code: int = 2) -> str:

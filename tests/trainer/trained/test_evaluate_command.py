@@ -138,9 +138,7 @@ def test_what_could_not_be_done_is_refused_before_anything_is_drawn(
     assert refused("evaluate", new_run().config, *words).startswith(told)
 
 
-def test_people_get_a_table_with_the_two_guesses(
-    trained: Any, capsys: pytest.CaptureFixture[str], own_logging: None
-) -> None:
+def test_people_get_a_table_with_the_two_guesses(trained: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(trained.config)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "step-00000003-attempt-1, averaged weights, 1 sampling steps"
@@ -175,9 +173,7 @@ def test_margins_are_those_of_the_windows_and_not_of_the_maps() -> None:
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_people_see_how_far_the_drawing_is(
-    is_terminal: bool, capsys: pytest.CaptureFixture[str], own_logging: None
-) -> None:
+def test_people_see_how_far_the_drawing_is(is_terminal: bool, capsys: pytest.CaptureFixture[str]) -> None:
     with counted(is_terminal) as progress:
         progress(2, 6)
     shown = capsys.readouterr()
