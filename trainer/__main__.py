@@ -5,6 +5,7 @@ import json
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ _ABOUT = {
 FELL_SHORT = 5
 """Exit code: it ran to its end, but not as it should."""
 
+TERMINATED = 128 + signal.SIGINT
+"""Exit code: somebody ended it from outside."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; answers the exit code (see ``trainer.errors``)."""
@@ -58,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, say: the system's own words and the file
         return _refuse(arguments, error, TrainerError.exit_code)
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        return TERMINATED
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -122,9 +126,24 @@ def _deliver(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    # or the monitor, a program of its own, would stay behind with the port
-    # not KeyboardInterrupt: raised in code made from a text, a dataclass's say, it ends `python -m` by SIGINT
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + signal.SIGINT))
+    is_terminated = threading.Event()
+
+    def end(number: int, frame: object) -> None:
+        # Else the monitor, a program of its own, would stay behind with the port. Not KeyboardInterrupt:
+        # raised in code made from a text, a dataclass's say, it ends `python -m` by SIGINT.
+        is_terminated.set()
+        sys.exit(TERMINATED)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        return _demo_to_its_end(arguments)
+    except Exception:
+        if is_terminated.is_set():  # amid an import, say, the exit comes out as another error
+            return TERMINATED
+        raise
+
+
+def _demo_to_its_end(arguments: argparse.Namespace) -> int:
     with narrated() as progress:
         summary = demo(
             arguments.folder,

@@ -203,3 +203,16 @@ def test_a_second_signal_ends_it_at_once(lab: Any) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         lab.run(steps=40, observers=[program._StopOnSignal(), insist])
+
+
+def test_a_demo_that_is_terminated_amid_an_import_says_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A C extension that imports another one answers each failure, and an exit, with an error of its own."""
+
+    def demo(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except SystemExit as ending:
+            raise ImportError("failed to import") from ending
+
+    monkeypatch.setattr(program, "demo", demo)
+    assert main(["demo", "--port", "0"]) == 130
