@@ -192,6 +192,11 @@ class Recovery:
         snapshot = self._snapshots.newest()
         return None if snapshot is None else snapshot.parts["model"]
 
+    def newest_snapshot(self) -> RestoreSnapshot | None:
+        """The way to it, if there is one."""
+        steps = self._snapshots.steps()
+        return RestoreSnapshot(steps[0]) if steps else None
+
     def quarantine(self, ids: Sequence[str], reason: str, incident: str | None) -> None:
         """Leave these samples out for the rest of the run."""
         record = self._reporter.record

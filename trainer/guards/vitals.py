@@ -119,6 +119,11 @@ class Meter:
         self._shadow.take()
 
     @torch.no_grad()
+    def undo_forward(self) -> None:
+        """No update will follow the forward pass: the buffers are again what ``protect`` remembered."""
+        self._shadow.put_back(torch.ones_like(self._found_inf, dtype=torch.bool))
+
+    @torch.no_grad()
     def measure(self, losses: StepLosses, carried: Tensor | None = None) -> Tensor:
         """After backward: decide on the step, and tell the optimizer. Answers ``refused``, a device bool.
 

@@ -27,6 +27,7 @@ from shared.base import utc_now
 from shared.events import RunEnded
 from shared.exchange import RunSpec
 from trainer.all_guards import all_guards
+from trainer.checkpoint import Rung
 from trainer.errors import ConfigError, RunStopped
 from trainer.guards.base import Verdict, Vitals, Watched
 from trainer.guards.host_meter import HostMeter
@@ -93,6 +94,7 @@ class Companion:
         self._begun = self._noted = time.perf_counter()
         self._rates = LentRates(optimizer)
         self._has_way_back = self._is_over = False
+        self._is_amid_update = self._is_amid_forward = False
         self.stop_reason: str | None = None
         self._hook = optimizer.register_step_post_hook(self._applied)
 
@@ -144,6 +146,7 @@ class Companion:
         """Before the first forward pass of an update: remember the buffers that it will write."""
         self._begun, self._loss = time.perf_counter(), None
         self.meter.protect()
+        self._is_amid_forward = True
 
     def note(self, loss: Tensor, share: float = 1.0) -> None:
         """A piece's loss; those of one update add up. Reads nothing from the device."""
@@ -154,6 +157,7 @@ class Companion:
         """All gradients are there: decide, and let ``optimizer.step()`` do what was decided."""
         if self._loss is None:  # the framework left this batch out
             return
+        self._is_amid_update, self._is_amid_forward = True, False
         self.meter.measure(ForeignLosses(self._loss))
         if isinstance(self.meter, HostMeter) and not self.meter.allows():
             for parameter in self.state.model.parameters():
@@ -177,6 +181,7 @@ class Companion:
                 self.recovery.keep()
             self.recovery.collect()
             self._orders.carry_out(self, self.reporter.link.commands())
+            self._is_amid_update = False
         except RunStopped as stop:
             leave_report(self.incidents, self.reporter, self.state.step, str(stop))
             raise
@@ -184,8 +189,9 @@ class Companion:
     def end(self, status: Ending, message: str = "") -> None:
         """The training is over: keep its last state, unless it failed, and deliver what is left to tell.
 
-        A last state that is corrupt goes back once more, and then the training is told as stopped: the steps
-        that were lost are missing, and nobody makes up for them. Does nothing the second time.
+        A last state that is corrupt goes back once more, and so does one amid an update; then the training is
+        told as stopped: the steps that were lost are missing, and nobody makes up for them. Does nothing the
+        second time.
 
         Raises:
             RunStopped: it is corrupt, and the ladder of recovery has no rung left. Told as failed.
@@ -204,6 +210,13 @@ class Companion:
             raise
         finally:
             self._close(RunEnded(step=self.state.step, status=status, message=told))
+
+    def raised(self, error: BaseException) -> None:
+        """The training ends by this error; where that is Ctrl-C, somebody has ended it on purpose."""
+        if isinstance(error, KeyboardInterrupt):
+            self.end("stopped", "interrupted, as by Ctrl-C")
+        else:
+            self.end("failed", str(error) or type(error).__name__)
 
     def settle(self) -> None:
         """Wait until every update has been judged."""
@@ -228,6 +241,7 @@ class Companion:
         *,
         command: str | None = None,
         at_most: int | None = None,
+        rung: Rung | None = None,
     ) -> None:
         """Restore an earlier state; the framework's data and schedule go on from where they are.
 
@@ -238,7 +252,12 @@ class Companion:
             raise RunStopped(f"corrupt before there was anything to go back to: {reason}")
         try:
             rollback = self.recovery.go_back(
-                reason, trigger, command=command, at_most=at_most, incident=self.incidents.current
+                reason,
+                trigger,
+                command=command,
+                at_most=at_most,
+                rung=rung,
+                incident=self.incidents.current,
             )
             self.incidents.went_back(rollback)
         finally:
@@ -246,7 +265,12 @@ class Companion:
 
     def _keep_the_end(self) -> str:
         """Keep the last state, or the one before it that is sound; in words what that cost, if anything."""
-        attempt = self.reporter.record.attempt
+        attempt, why = self.reporter.record.attempt, "the end was corrupt"
+        if self._is_amid_forward:
+            self.meter.undo_forward()
+        if self._is_amid_update:
+            why = "it ended amid an update"
+            self._leave_update(why)
         self.settle()
         if self._has_way_back:
             self.is_sound()
@@ -255,7 +279,14 @@ class Companion:
         if self.reporter.record.attempt == attempt:
             return ""
         back = self.reporter.record.rollbacks[-1]
-        return f"the end was corrupt, so it went back from step {back.from_step} to {back.to_step}"
+        return f"{why}, so it went back from step {back.from_step} to {back.to_step}"
+
+    def _leave_update(self, why: str) -> None:
+        """Nobody knows what of it is written, so go back to the newest snapshot, if there is one yet."""
+        newest = self.recovery.newest_snapshot()
+        self._has_way_back = newest is not None
+        if newest is not None:
+            self.go_back(why, "guard", rung=newest)
 
     def _close(self, last_word: RunEnded) -> None:
         """Each of these, whatever becomes of the others."""
@@ -313,5 +344,5 @@ class Companion:
     def _open_the_way_back(self) -> None:
         """The first snapshot: of a state that was judged, and that nothing speaks against."""
         if self.is_sound():
-            self._has_way_back = True
             self.recovery.begin()
+            self._has_way_back = True

@@ -71,7 +71,7 @@ class TrainHealth(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._give_back_clipping(trainer)
         if self.companion is not None:
-            self.companion.end("failed", str(exception) or type(exception).__name__)
+            self.companion.raised(exception)
 
     def _take_over_clipping(self, trainer: Trainer) -> float | None:
         if trainer.gradient_clip_algorithm not in (None, "norm"):

@@ -52,7 +52,7 @@ class TrainHealth(TrainerCallback):
                 return self._train(*args, **kwargs)
             except BaseException as error:
                 if self.companion is not None:
-                    self.companion.end("failed", str(error) or type(error).__name__)
+                    self.companion.raised(error)
                 raise
 
     def on_train_begin(

@@ -278,6 +278,81 @@ def test_an_end_without_a_rung_left_raises_is_told_as_failed_and_leaves_a_report
     assert end_status(loop) == "failed", "and what is said a second time is not heard"
 
 
+def interrupt(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def interrupted(loop: Loop, disturb: Disturb = lambda loop, number: None) -> None:
+    """What a framework does with Ctrl-C: the step breaks off, and the companion is told by what."""
+    with pytest.raises(KeyboardInterrupt) as caught:
+        loop.step(disturb)
+    loop.companion.raised(caught.value)
+
+
+def kept(loop: Loop) -> dict[str, Tensor]:
+    """The weights and statistics of the newest checkpoint."""
+    return dict(loop.companion.recovery.ring.load_newest(good_first=False).stored.parts["model"])
+
+
+@pytest.mark.usefixtures("late_numbers")
+def test_ctrl_c_in_a_forward_pass_keeps_the_state_of_the_last_update(
+    loop_with: Callable[..., Loop], caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = loop_with(AdamW, fused=True)
+    loop.train(25)
+    before = loop.weights()
+    with caplog.at_level("INFO"):
+        interrupted(loop, interrupt)
+    assert end_status(loop) == "stopped"
+    assert "stopped at step 25 interrupted, as by Ctrl-C" in caplog.text
+    assert loop.companion.reporter.record.rollbacks == []
+    for state in (loop.weights(), kept(loop)):
+        assert all(torch.equal(state[name], tensor) for name, tensor in before.items()), "statistics, too"
+    assert max(loop.companion.recovery.ring.steps()) == 25
+
+
+def test_ctrl_c_amid_an_update_keeps_the_newest_snapshot(
+    loop_with: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = loop_with(AdamW, fused=True)
+    loop.train(21)
+    before = loop.weights()
+    loop.train(4)
+    monkeypatch.setattr(loop.companion.meter, "settle", interrupt)  # the weights are written by then
+    with caplog.at_level("INFO"):
+        interrupted(loop)
+    assert end_status(loop) == "stopped"
+    words = "interrupted, as by Ctrl-C; it ended amid an update, so it went back from step 25 to 21"
+    assert words in caplog.text
+    for state in (loop.weights(), kept(loop)):
+        assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
+    assert max(loop.companion.recovery.ring.steps()) == 21
+    assert loop.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * 0.999**25)
+
+
+def test_ctrl_c_in_corrupt_weights_keeps_the_sound_ones_before(loop_with: Callable[..., Loop]) -> None:
+    loop = loop_with(AdamW, fused=True)
+    loop.train(25)
+    spoiled_at(25)(loop, 25)
+    interrupted(loop, interrupt)
+    assert end_status(loop) == "stopped"
+    assert all(bool(tensor.isfinite().all()) for tensor in kept(loop).values())
+
+
+@pytest.mark.parametrize("updates", [0, 1])
+def test_ctrl_c_before_there_is_a_whole_state_keeps_nothing_and_is_told(
+    loop_with: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch, updates: int
+) -> None:
+    loop = loop_with(AdamW, fused=True)
+    monkeypatch.setattr(loop.companion.recovery, "begin", interrupt)
+    if updates:
+        interrupted(loop)
+    else:
+        interrupted(loop, interrupt)
+    assert end_status(loop) == "stopped"
+    assert loop.companion.recovery.ring.steps() == ()
+
+
 @pytest.mark.usefixtures("late_numbers")
 def test_numbers_that_come_late_refuse_report_and_go_back_all_the_same(
     loop_with: Callable[..., Loop],

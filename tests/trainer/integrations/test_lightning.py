@@ -80,6 +80,25 @@ def test_a_training_that_raises_is_told_as_failed_and_leaves_the_trainer_as_it_w
     assert not module.made._optimizer_step_post_hooks
 
 
+def interrupt(_: Tensor) -> Tensor:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_is_told_as_stopped_and_the_last_sound_state_is_kept(fit: Any) -> None:
+    with pytest.raises(SystemExit):  # Lightning's answer
+        fit(12, at={5: interrupt})
+    trainer, module, health = fit.last
+    companion = health.companion
+    assert companion.reporter.record.status == "stopped"
+    assert companion.state.step == 4
+    kept = companion.recovery.ring.load_newest(good_first=False)
+    assert kept.record.step == 4
+    weights = module.state_dict()
+    assert all(torch.equal(weights[name], one) for name, one in kept.stored.parts["model"].items())
+    assert trainer.gradient_clip_val == 1.0
+    assert not module.made._optimizer_step_post_hooks
+
+
 def test_a_training_that_ends_is_told_as_finished_and_leaves_the_trainer_as_it_was(fit: Any) -> None:
     trainer, _, health = fit(12)
     assert health.companion.reporter.record.status == "finished"

@@ -86,6 +86,24 @@ def test_a_training_that_raises_is_told_as_failed_and_leaves_the_trainer_as_it_w
     assert is_as_it_was(theirs)
 
 
+def interrupt(_: Tensor) -> Tensor:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_is_told_as_stopped_and_the_last_sound_state_is_kept(trainer: Any, tmp_path: Path) -> None:
+    theirs, health = guarded(trainer(at={5: interrupt}), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        theirs.train()
+    companion = health.companion
+    assert companion.reporter.record.status == "stopped"
+    assert companion.state.step == 4
+    kept = companion.recovery.ring.load_newest(good_first=False)
+    assert kept.record.step == 4
+    weights = theirs.model.state_dict()
+    assert all(torch.equal(weights[name], one) for name, one in kept.stored.parts["model"].items())
+    assert is_as_it_was(theirs)
+
+
 def test_a_training_that_ends_is_told_as_finished_and_leaves_the_trainer_as_it_was(
     trainer: Any, tmp_path: Path
 ) -> None:
