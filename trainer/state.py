@@ -1,5 +1,6 @@
 """Everything that must return together when a run goes back, all of it or nothing."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -36,6 +37,8 @@ class Facts(Section):
     """Updates that the average has taken in; a state of an earlier version does not tell."""
     host_moments: dict[str, Number] = Field(default_factory=dict)
     """What an optimizer keeps beside its tensors: a count of its own, say."""
+    with_moments: dict[str, int] = Field(default_factory=dict)
+    """Of how many parameters each optimizer has moments; a state of an earlier version does not tell."""
     data: dict[str, Any]
     guards: dict[str, Any]
     random: dict[str, Any]
@@ -104,6 +107,7 @@ class TrainState:
             loss_scales={name: scale.state_dict() for name, scale in self._loss_scales()},
             averaged=int(self.ema.taken),
             host_moments=dict(self._host_moments()),
+            with_moments=_count_by_objective({_owner(name) for name, _, _ in self._each_moment()}),
             data=self.loader.state_dict(),
             guards=self.panel.state_dict(),
             random=self._random_facts_of_all(),
@@ -125,13 +129,16 @@ class TrainState:
         Names, shapes and types of all tensors are compared first, both ways; then come the data position and
         the guards' memory, which can refuse; the tensors, which can't, are last. So nothing has changed when
         an error is raised. A parameter of whose moments nothing was saved had none then: it got its first
-        gradient later, and has none again.
+        gradient later, and has none again. How many had some was written down, so that none can get lost.
 
         Raises:
             ValueError: tensors differ in name, shape or type, or position or memory belong to something else.
         """
         live = self._own_parts()
-        without = self._without_moments(parts, facts)
+        with_moments = {
+            _owner(name) for name in (*parts.get("optimizer", {}), *facts.get("host_moments", {}))
+        }
+        without = {_owner(name) for name, _, _ in self._each_moment()} - with_moments
         live["optimizer"] = {
             name: one for name, one in live["optimizer"].items() if _owner(name) not in without
         }
@@ -146,6 +153,9 @@ class TrainState:
             raise ValueError(
                 f"it counts updates of {list(saved.applied)}, this model has {list(self.meters)}"
             )
+        found = _count_by_objective(with_moments)
+        if saved.with_moments not in ({}, found):
+            raise ValueError(f"it had moments of {saved.with_moments} parameters, and holds those of {found}")
         random_state = RandomState.of(parts["random"], self._own_random_facts(saved.random))
         self._restore_memory(saved)
         self._forget_moments(without)
@@ -246,11 +256,6 @@ class TrainState:
             if name in saved:
                 state[key] = saved[name]
 
-    def _without_moments(self, parts: Parts, facts: Mapping[str, Any]) -> set[str]:
-        """Parameters that have moments now, and had none at all in the saved state."""
-        saved = {*parts.get("optimizer", {}), *facts.get("host_moments", {})}
-        return {_owner(name) for name, _, _ in self._each_moment()} - {_owner(name) for name in saved}
-
     def _forget_moments(self, owners: Set[str]) -> None:
         """As before their first gradient; the optimizer makes them anew at the next."""
         names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
@@ -278,6 +283,10 @@ def _copy(source: Parts, into: Parts) -> None:
 def _owner(moment: str) -> str:
     """Objective and parameter of ``objective/parameter/key``."""
     return moment.rpartition("/")[0]
+
+
+def _count_by_objective(owners: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(owner.partition("/")[0] for owner in owners))
 
 
 def _name_of(rank: int, name: str) -> str:

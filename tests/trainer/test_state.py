@@ -24,6 +24,15 @@ def missing_tensor(state: State) -> None:
     del state["parts"]["optimizer"]["denoiser/head.weight/exp_avg_sq"]
 
 
+def lost_moments(state: State) -> None:
+    state["parts"]["optimizer"] = {}
+
+
+def lost_moments_of_one(state: State) -> None:
+    moments = state["parts"]["optimizer"]
+    state["parts"]["optimizer"] = {name: one for name, one in moments.items() if "head.weight" not in name}
+
+
 def unknown_tensor(state: State) -> None:
     state["parts"]["model"]["head.extra"] = torch.zeros(1)
 
@@ -70,6 +79,11 @@ def impossible_generator(state: State) -> None:
         (wrong_shape, r"model/head.weight \(2, 6, 3, 3\) for \(2, 6, 5, 5\)"),
         (other_dtype, "ema/head.bias F64 for F32"),
         (missing_tensor, "missing: optimizer/denoiser/head.weight/exp_avg_sq"),
+        (lost_moments, r"moments of {'denoiser': \d+} parameters, and holds those of {}"),
+        (
+            lost_moments_of_one,
+            r"moments of {'denoiser': \d+} parameters, and holds those of {'denoiser': \d+}",
+        ),
         (unknown_tensor, "not expected: model/head.extra"),
         (missing_part, "part missing: ema"),
         (missing_counter, "iteration"),
