@@ -107,6 +107,13 @@ class Unanswered(BaseModel):
         )
 
 
+class TakenBack(BaseModel):
+    """A rollback that a person cancelled."""
+
+    at: Moment
+    words: str
+
+
 class Facts(BaseModel):
     """Facts about one run. Moments are the monitor's own clock; ``attempt`` is 0 until one was seen."""
 
@@ -156,7 +163,7 @@ class Facts(BaseModel):
     withdrawals: dict[str, list[str]] = Field(
         default_factory=dict, description="Commands that are being taken back, and the processes told so."
     )
-    taken_back_at: Moment | None = Field(None, description="When a person last cancelled a rollback.")
+    taken_back: TakenBack | None = Field(None, description="The last rollback that a person cancelled.")
 
     @classmethod
     def at_registration(cls, now: datetime) -> "Facts":
@@ -177,13 +184,12 @@ class Facts(BaseModel):
     def note_person(self) -> None:
         """A person has ordered something: they know how things are, and the budget begins anew."""
         self.automatic_orders = []
-        self.taken_back_at = None
+        self.taken_back = None
         self.judged.suggestion = self.judged.needs_person = None
 
     def note_taken_back(self, words: str, now: datetime) -> None:
         """A person has taken a rollback back: until a person orders something, nobody else orders another."""
-        self.taken_back_at = now
-        self.judged.needs_person = words
+        self.taken_back = TakenBack(at=now, words=words)
 
     def note_withdrawals(self, process: str, ids: Sequence[str]) -> bool:
         """These are taken back, and the reply to ``process`` says so; whether one of them is news to it."""

@@ -80,8 +80,8 @@ def _heed(facts: Facts, health: Health, advice: Advice | None, now: datetime) ->
         judged.suggestion = known.model_copy(update={"reason": reason})
     if advice is not None and advice.needs_person is not None:
         judged.needs_person = advice.needs_person
-    elif judged.needs_person is not None and not policy.still_needs_person(health, facts, now):
-        judged.needs_person = None
+    elif policy.is_settled(health, facts, now):
+        judged.needs_person = facts.taken_back = None
 
 
 def order_automatically(

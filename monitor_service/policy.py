@@ -56,6 +56,8 @@ def hindrance(facts: Facts, now: datetime, config: PolicyConfig) -> Hindrance | 
     """What stands against a rollback ordered by a rule or an alert; ``None`` if nothing does."""
     if facts.judged.needs_person is not None:
         return Hindrance(facts.judged.needs_person, needs_person=True)
+    if facts.taken_back is not None:
+        return Hindrance(facts.taken_back.words, needs_person=True)
     orders = orders_within_an_hour(facts.automatic_orders, now)
     if len(orders) >= config.policy_budget:
         words = f"the budget of {config.policy_budget} rollbacks an hour is used up; a person must look"
@@ -65,8 +67,7 @@ def hindrance(facts: Facts, now: datetime, config: PolicyConfig) -> Hindrance | 
     return None
 
 
-def still_needs_person(health: Health, facts: Facts, now: datetime) -> bool:
-    """Whether the call for a person stands: until one orders something, or an hour went well by itself."""
-    is_well = health.status is not RunStatus.DIVERGED
-    meddled = [*facts.automatic_orders, *([facts.taken_back_at] if facts.taken_back_at else [])]
-    return not (is_well and not orders_within_an_hour(meddled, now))
+def is_settled(health: Health, facts: Facts, now: datetime) -> bool:
+    """Whether an hour went well by itself: no call for a person stands any longer, nor what one took back."""
+    meddled = [*facts.automatic_orders, *([facts.taken_back.at] if facts.taken_back else [])]
+    return health.status is not RunStatus.DIVERGED and not orders_within_an_hour(meddled, now)

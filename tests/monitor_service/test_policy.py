@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from monitor_service.concerns import Judgement
-from monitor_service.facts import Facts
+from monitor_service.facts import Facts, TakenBack
 from monitor_service.health import Health, RunStatus
-from monitor_service.policy import Advice, advise, still_needs_person
+from monitor_service.policy import Advice, advise, is_settled
 from monitor_service.settings import PolicyConfig
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -81,19 +81,30 @@ def test_what_waits_for_a_person_is_suggested_with_the_reason(
 
 
 @pytest.mark.parametrize(
-    ("status", "orders", "stands"),
+    ("status", "orders", "settled"),
     [
-        (RunStatus.DIVERGED, [], True),
-        (RunStatus.DIVERGED, minutes_ago(20), True),
-        (RunStatus.HEALTHY, minutes_ago(20), True),
-        (RunStatus.HEALTHY, minutes_ago(61), False),
+        (RunStatus.DIVERGED, [], False),
+        (RunStatus.DIVERGED, minutes_ago(20), False),
+        (RunStatus.HEALTHY, minutes_ago(20), False),
+        (RunStatus.HEALTHY, minutes_ago(61), True),
     ],
 )
 def test_the_call_for_a_person_stands_until_an_hour_went_well(
-    status: RunStatus, orders: list[datetime], stands: bool
+    status: RunStatus, orders: list[datetime], settled: bool
 ) -> None:
     facts = Facts(last_seen=NOON, progress_at=NOON, automatic_orders=orders)
-    assert still_needs_person(Health(status, ("x",)), facts, NOON) is stands
+    assert is_settled(Health(status, ("x",)), facts, NOON) is settled
+
+
+@pytest.mark.parametrize("minutes", [20, 61])
+def test_what_a_person_took_back_calls_for_one_only_where_a_rollback_is_wanted_again(minutes: int) -> None:
+    taken_back = TakenBack(at=minutes_ago(minutes)[0], words="ben cancelled a rollback: the wrong run")
+    facts = Facts(last_seen=NOON, progress_at=NOON, taken_back=taken_back)
+    assert is_settled(Health(RunStatus.HEALTHY, ("x",)), facts, NOON) is (minutes > 60)
+    assert ask(status=RunStatus.HEALTHY, taken_back=taken_back) is None
+    advice = ask(taken_back=taken_back)
+    assert advice is not None
+    assert (advice.order, advice.needs_person) == (None, taken_back.words)
 
 
 def test_a_policy_that_is_off_says_nothing() -> None:

@@ -210,6 +210,18 @@ def test_a_rollback_that_a_person_took_back_is_not_ordered_again_by_the_policy(
     assert monitor.tell("/health")["needs_person"] is None
 
 
+def test_a_rollback_taken_back_on_a_healthy_run_calls_nobody(monitor: Any, batch: Build, clock: Any) -> None:
+    monitor.send(batch(1, range(5), loss=[1.0] * 5))
+    cancel(monitor, order(monitor).json()["id"])
+    monitor.send(batch(2, range(5, 10), loss=[1.0] * 5))
+    assert monitor.tell("/health")["needs_person"] is None
+    assert fire(monitor) == "not_now"
+    assert monitor.tell("/health")["needs_person"] == "ben cancelled a rollback: the wrong run"
+    clock.advance(3700)
+    monitor.send(batch(3, range(10, 15), loss=[1.0] * 5))
+    assert monitor.tell("/health")["needs_person"] is None
+
+
 def test_an_alert_that_a_rollback_covered_orders_none_after_a_person_took_that_back(
     monitor: Any, batch: Build, clock: Any
 ) -> None:
