@@ -39,9 +39,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.common_ring": ("trainer.checkpoint", "trainer.ranks"),
     "trainer.state": (
         *("trainer.guards", "trainer.checkpoint", "trainer.ema", "trainer.ranks", "trainer.section"),
-        *("trainer.random_states", "trainer.sharding"),
+        *("trainer.per_rank", "trainer.random_states", "trainer.sharding"),
     ),
     "trainer.random_states": (),
+    "trainer.per_rank": ("trainer.random_states", "trainer.ranks"),
     "trainer.reporting": ("shared", "trainer.guards", "trainer.link", "trainer.record"),
     "trainer.factors": ("shared", "trainer.section"),
     "trainer.incident": (

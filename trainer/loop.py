@@ -15,7 +15,7 @@ from shared.events import RunEnded
 from trainer.agreement import Agreement
 from trainer.checkpoint import Rung
 from trainer.errors import RunStopped
-from trainer.guards.at_rest import AtRest, AtRestConfig
+from trainer.guards.at_rest import AtRest
 from trainer.guards.base import StepLosses, Vitals, Watched
 from trainer.guards.pieces import combine, piece_of
 from trainer.guards.randomness import Randomness
@@ -76,11 +76,11 @@ class Loop:
         *,
         total_steps: int,
         device: torch.device,
+        at_rest: AtRest,
+        streams: Streams,
         observers: Sequence[Observer] = (),
         precision: Precision = "fp32",
         micro_batches: int = 1,
-        at_rest: AtRest | None = None,
-        streams: Streams | None = None,
     ) -> None:
         assert isinstance(state.model, Trainee)
         self.model, self.objectives, self.state = state.model, objectives, state
@@ -90,8 +90,7 @@ class Loop:
         self.total_steps, self.device = total_steps, device
         self.precision, self.micro_batches = precision, micro_batches
         self.observers = list(observers)
-        self._at_rest = at_rest or AtRest(AtRestConfig(elements=0))
-        self._streams = streams or Streams()
+        self._at_rest, self._streams = at_rest, streams
         self.objective = objectives[0]
         self.batch: Batch = {}
         self.losses: StepLosses | None = None

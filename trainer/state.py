@@ -15,7 +15,15 @@ from trainer.ema import Ema
 from trainer.guards.loss_scale import LossScale
 from trainer.guards.panel import Panel
 from trainer.guards.vitals import Meter
-from trainer.random_states import RandomState, in_words, random_facts, random_tensors
+from trainer.per_rank import (
+    memory_of_all,
+    own_memory,
+    own_random,
+    own_random_facts,
+    random_facts_of_all,
+    random_of_all,
+)
+from trainer.random_states import RandomState, in_words, random_tensors
 from trainer.ranks import Ranks
 from trainer.section import Section
 from trainer.sharding import part_for, whole
@@ -41,6 +49,8 @@ class Facts(Section):
     """Of how many parameters each optimizer has moments; a state of an earlier version does not tell."""
     data: dict[str, Any]
     guards: dict[str, Any]
+    guards_of_others: list[dict[str, Any]] = Field(default_factory=list)
+    """Of each further rank: the memories that differ from the first one's."""
     random: dict[str, Any]
 
 
@@ -78,8 +88,8 @@ class TrainState:
     """Model with buffers, moments, average, counters, random states, data position and the guards' memory.
 
     ``iteration`` counts batches taken, ``step`` applied updates; a refused batch moves the first only.
-    Where ``ranks`` are many they hold the same but for their random states, of which each keeps all; so
-    ``parts`` and ``facts`` are for all ranks together.
+    Where ``ranks`` are many they hold the same but for their random states and what their guards remember, of
+    which each keeps all; so ``parts`` and ``facts`` are for all ranks together.
     """
 
     model: nn.Module
@@ -96,10 +106,11 @@ class TrainState:
         """The live tensors by part and name; the caller copies them."""
         own = self._own_parts()
         parts = {part: {name: whole(tensor) for name, tensor in own[part].items()} for part in own}
-        return {**parts, "random": self._random_of_all(own["random"])}
+        return {**parts, "random": random_of_all(self.ranks, own["random"])}
 
     def facts(self) -> dict[str, Any]:
         """All that is not a tensor. Reads the device's counters: for save points, not for every step."""
+        guards, guards_of_others = memory_of_all(self.ranks, self.panel.state_dict())
         return Facts(
             step=self.step,
             iteration=self.iteration,
@@ -109,8 +120,9 @@ class TrainState:
             host_moments=dict(self._host_moments()),
             with_moments=_count_by_objective({_owner(name) for name, _, _ in self._each_moment()}),
             data=self.loader.state_dict(),
-            guards=self.panel.state_dict(),
-            random=self._random_facts_of_all(),
+            guards=guards,
+            guards_of_others=guards_of_others,
+            random=random_facts_of_all(self.ranks),
         ).model_dump()
 
     def reset_moments(self, module: str) -> None:
@@ -142,7 +154,7 @@ class TrainState:
         live["optimizer"] = {
             name: one for name, one in live["optimizer"].items() if _owner(name) not in without
         }
-        parts = {**parts, "random": self._own_random(parts.get("random", {}), live["random"])}
+        parts = {**parts, "random": own_random(self.ranks, parts.get("random", {}), live["random"])}
         difference = match(live, parts)
         if difference is not None:
             raise ValueError(f"the saved state does not fit this model: {difference}")
@@ -156,7 +168,7 @@ class TrainState:
         found = _count_by_objective(with_moments)
         if saved.with_moments not in ({}, found):
             raise ValueError(f"it had moments of {saved.with_moments} parameters, and holds those of {found}")
-        random_state = RandomState.of(parts["random"], self._own_random_facts(saved.random))
+        random_state = RandomState.of(parts["random"], own_random_facts(self.ranks, saved.random))
         self._restore_memory(saved)
         self._forget_moments(without)
         _copy(parts, live)
@@ -191,32 +203,6 @@ class TrainState:
             "random": random_tensors(self._device),
         }
 
-    def _random_of_all(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The first rank's have their plain names, so that its checkpoint is that of a run of one process."""
-        everyone = {name: self.ranks.gather(state) for name, state in own.items()}
-        return {
-            _name_of(rank, name): states[rank]
-            for rank in range(self.ranks.world)
-            for name, states in everyone.items()
-        }
-
-    def _own_random(self, saved: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This rank's of all that were saved. One that was not there then goes on with what it has."""
-        own = {name: saved.get(_name_of(self.ranks.number, name)) for name in live}
-        is_new = self.ranks.number > 0 and None in own.values()
-        return dict(live) if is_new else {name: state for name, state in own.items() if state is not None}
-
-    def _random_facts_of_all(self) -> dict[str, Any]:
-        first, *others = self.ranks.tell_all(random_facts())
-        return {**first, "others": others} if others else first
-
-    def _own_random_facts(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        if self.ranks.is_first:
-            return saved
-        others = saved.get("others", [])
-        known: Mapping[str, Any] | None = next(iter(others[self.ranks.number - 1 : self.ranks.number]), None)
-        return random_facts() if known is None else known
-
     @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
@@ -230,7 +216,7 @@ class TrainState:
         position, memory = self.loader.state_dict(), self.panel.state_dict()
         try:
             self.loader.load_state_dict(saved.data)
-            self.panel.load_state_dict(saved.guards)
+            self.panel.load_state_dict(own_memory(self.ranks, saved.guards, saved.guards_of_others))
         except Exception as error:  # whatever a guard makes of another version's memory
             self.loader.load_state_dict(position)
             self.panel.load_state_dict(memory)
@@ -287,7 +273,3 @@ def _owner(moment: str) -> str:
 
 def _count_by_objective(owners: Iterable[str]) -> dict[str, int]:
     return dict(Counter(owner.partition("/")[0] for owner in owners))
-
-
-def _name_of(rank: int, name: str) -> str:
-    return f"rank {rank} {name}" if rank else name

@@ -58,8 +58,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def both(world: list[dict[str, Any]], check: str, *, apart: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What both saw in a check; they must agree but for what is each rank's own."""
+    """What both saw in a check; they must agree but for what is each rank's own, as a guard's memory is."""
     one, other = (seen[check] for seen in world)
+    apart = ("memory", *apart)
     assert {k: v for k, v in one.items() if k not in apart} == {
         k: v for k, v in other.items() if k not in apart
     }
@@ -149,6 +150,15 @@ def test_a_command_is_carried_out_once_and_a_signal_to_one_stops_both(world: Any
 @pytest.mark.slow
 def test_two_ranks_resume_to_the_same_bits(world: Any) -> None:
     assert both(world, "resumed")["prints"] == world[0]["usual"]["prints"]
+
+
+@pytest.mark.slow
+def test_each_rank_remembers_at_a_resume_what_it_remembered(world: Any) -> None:
+    ours, theirs = (seen["usual"]["memory"] for seen in world)
+    differing = {name for name in ours if ours[name] != theirs[name]}
+    assert differing == {"streams"}
+    for seen in world:
+        assert seen["resumed"]["memory"] == seen["usual"]["memory"]
 
 
 @pytest.mark.slow

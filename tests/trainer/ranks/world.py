@@ -85,6 +85,7 @@ def told(loop: Loop) -> dict[str, Any]:
         "findings": [(one.step, one.guard, one.severity, one.message) for one in record.findings],
         "rollbacks": [(one.from_step, one.to_step, one.source, one.checkpoint) for one in record.rollbacks],
         "prints": prints(loop),
+        "memory": loop.state.panel.state_dict(),
     }
 
 
