@@ -76,12 +76,11 @@ _WELL_SCALED = partial(find_nonfinite_batch, limit=1.5)
 class _Checks:
     """Why an item must not be trained on: its values, or a condition that is another map's."""
 
-    def __init__(self, source: RadioMaps) -> None:
-        # not every source is one of maps: a test's, or one of your own
-        self._belongs = Pairing(source) if isinstance(source, RadioMaps) else None
+    def __init__(self, belongs: Pairing) -> None:
+        self._belongs = belongs
 
     def __call__(self, item: Item) -> str | None:
-        return _WELL_SCALED(item) or (self._belongs(item) if self._belongs else None)
+        return _WELL_SCALED(item) or self._belongs(item)
 
 
 CHECKPOINTS = "checkpoints"
@@ -151,9 +150,7 @@ def build_loop(
         _objective(stage, name, spike.limits, device, ranks, config.guards)
         for name, spike in zip(names, spikes, strict=True)
     ]
-    share = _share(stage.training, ranks)
-    oddity = Oddity(stage.source if isinstance(stage.source, RadioMaps) else None)
-    loader = Loader(stage.source, stage.training.loading, _Checks(stage.source), share, oddity)
+    loader = _loader(stage, _share(stage.training, ranks))
     ema = Ema(stage.model, stage.training.ema)
     at_rest, streams = AtRest(config.guards.at_rest), Streams()
     state = TrainState(
@@ -216,6 +213,14 @@ def _share(training: TrainingConfig, ranks: Ranks) -> Share:
             f"micro_batches each; make it a multiple of {ranks.world * pieces}"
         )
     return Share(ranks.number, ranks.world)
+
+
+def _loader(stage: Stage, share: Share) -> Loader:
+    source, loading = stage.source, stage.training.loading
+    if not isinstance(source, RadioMaps):  # a test's, or one of your own
+        return Loader(source, loading, _WELL_SCALED, share, Oddity())
+    channels, usual = source.variant.channels, source.spread()
+    return Loader(source, loading, _Checks(Pairing(channels, usual)), share, Oddity(channels, usual))
 
 
 def _objective(

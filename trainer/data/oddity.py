@@ -1,25 +1,23 @@
 """What is odd about an item that may be trained on all the same: a map or a condition that says nothing."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from torch import Tensor
 
 from trainer.data.items import Item
-from trainer.data.radiomaps import RadioMaps
 
 
 class Oddity:
     """Tells of a map of one value, and of a plane of the condition that has one value and never should.
 
-    Which planes those are is asked of the data themselves at the start: the ones that vary in each map asked.
-    A data set in which some places have no cars, say, is not told of every such place.
+    Which planes those are is asked of the data themselves at the start: the ones that vary in each of the
+    ``usual`` items. A data set in which some places have no cars, say, is not told of every such place.
     """
 
-    def __init__(self, maps: RadioMaps | None = None) -> None:
-        self._planes: dict[str, int] = {}
-        if maps is not None:
-            asked = [_varying(item["cond"]) for item in maps.spread()]
-            planes = set.intersection(*asked) if asked else set()
-            self._planes = {maps.variant.channels[plane]: plane for plane in sorted(planes, reverse=True)}
+    def __init__(self, channels: Sequence[str] = (), usual: Sequence[Item] = ()) -> None:
+        planes = set.intersection(*(_varying(item["cond"]) for item in usual)) if usual else set()
+        self._planes = {channels[plane]: plane for plane in sorted(planes, reverse=True)}
 
     def __call__(self, item: Item) -> str | None:
         """What is odd, in words, or None."""

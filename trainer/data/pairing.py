@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from trainer.data.items import Item
-from trainer.data.radiomaps import RadioMaps
 
 log = logging.getLogger(__name__)
 
@@ -21,14 +20,13 @@ class Pairing:
 
     The published maps have no signal inside buildings, to the last pixel (so have the embedded ones), while
     the buildings of another map stand where this one is lit: in at least a fifth of their pixels, in all
-    pairs that were tried. Whether it holds is asked of the data themselves at the start; where it does not,
-    nothing is refused, and the log says so.
+    pairs that were tried. Whether it holds is asked of the data themselves at the start, of the ``usual``
+    items; where it does not, nothing is refused, and the log says so.
     """
 
-    def __init__(self, maps: RadioMaps) -> None:
-        channels: Sequence[str] = maps.variant.channels
+    def __init__(self, channels: Sequence[str], usual: Sequence[Item]) -> None:
         self._plane = channels.index("buildings") if "buildings" in channels else None
-        self.holds = self._plane is not None and self._holds_in(maps)
+        self.holds = self._plane is not None and self._holds_in(usual)
         if not self.holds:
             log.info("maps are lit inside buildings here: nothing tells a map that belongs elsewhere")
 
@@ -39,8 +37,8 @@ class Pairing:
             return None
         return f"its condition is another map's: {share:.0%} of the pixels inside its buildings have a signal"
 
-    def _holds_in(self, maps: RadioMaps) -> bool:
-        shares = [self._lit_inside(item) for item in maps.spread()]
+    def _holds_in(self, usual: Sequence[Item]) -> bool:
+        shares = [self._lit_inside(item) for item in usual]
         known = [share for share in shares if share is not None]
         return bool(known) and max(known) <= _DARK_SHARE
 

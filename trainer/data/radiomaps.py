@@ -10,7 +10,6 @@ and 3.7 GB (and some minutes of decoding) at 256 x 256. Loader workers share it 
 ``disk`` it is mapped from files, which later starts and other ranks share. The items are the same either way.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -112,9 +111,9 @@ class RadioMaps:
         """Item ``index`` as it lies in the data set, never turned."""
         return self._item(index, self._stack(index))
 
-    def spread(self, count: int = 32) -> Iterator[Item]:
+    def spread(self, count: int = 32) -> list[Item]:
         """About so many items from all over the data set, to ask what is usual in it."""
-        return (self[index] for index in range(0, len(self), max(1, len(self) // count)))
+        return [self[index] for index in range(0, len(self), max(1, len(self) // count))]
 
     def example(self, index: int, rng: np.random.Generator) -> Item:
         """Item ``index`` for training: turned and mirrored as ``rng`` draws, if the config asks for that."""

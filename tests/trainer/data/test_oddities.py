@@ -6,7 +6,6 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -146,7 +145,7 @@ def maps(request: pytest.FixtureRequest) -> RadioMaps:
 
 
 def test_a_condition_that_says_nothing_is_odd_and_one_as_the_data_have_it_is_not(maps: RadioMaps) -> None:
-    oddity, rng = Oddity(maps), np.random.default_rng(0)
+    oddity, rng = Oddity(maps.variant.channels, maps.spread()), np.random.default_rng(0)
     assert not any(oddity(maps.example(index, rng)) for index in range(len(maps)))
     item = maps[0]
     item["cond"][1].fill_(-1)
@@ -165,18 +164,19 @@ def test_a_plane_that_is_empty_in_some_of_the_data_is_odd_in_none(maps: RadioMap
             item["cond"][[0, 2]] *= index % 2
             return item
 
-    assert Oddity(SomeWithoutHouses())(SomeWithoutHouses()[0]) is None
+    some = SomeWithoutHouses()
+    assert Oddity(some.variant.channels, some.spread())(some[0]) is None
 
 
 def test_every_map_belongs_to_its_own_condition_however_it_is_turned(maps: RadioMaps) -> None:
-    pairing = Pairing(maps)
+    pairing = Pairing(maps.variant.channels, maps.spread())
     assert pairing.holds
     rng = np.random.default_rng(0)
     assert not any(pairing(maps.example(index, rng)) for index in range(len(maps)))
 
 
 def test_no_map_belongs_to_the_condition_of_another_place(maps: RadioMaps) -> None:
-    pairing = Pairing(maps)
+    pairing = Pairing(maps.variant.channels, maps.spread())
     for index in range(len(maps)):
         for other in range(len(maps)):
             if maps.ids[index].split("_")[0] == maps.ids[other].split("_")[0]:
@@ -198,19 +198,36 @@ def test_data_that_are_lit_inside_buildings_are_left_alone(
             return item
 
     with caplog.at_level(logging.INFO, "trainer.data.pairing"):
-        pairing = Pairing(Bright())
+        pairing = Pairing(maps.variant.channels, Bright().spread())
     assert not pairing.holds
     assert "lit inside buildings" in caplog.text
     assert pairing(Bright()[0]) is None
 
 
 def test_a_condition_without_buildings_says_nothing(maps: RadioMaps) -> None:
-    class Bare(RadioMaps):
-        def __init__(self) -> None:
-            self.__dict__.update(maps.__dict__)
-            self.variant = replace(maps.variant, channels=("antenna",))
+    assert not Pairing(("antenna",), maps.spread()).holds
 
-    assert not Pairing(Bare()).holds
+
+def test_a_run_asks_its_maps_once_and_refuses_or_tells_what_is_not_usual(
+    maps: RadioMaps, lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bright_or_silent(index: int, rng: np.random.Generator) -> Item:
+        item = maps[index]
+        if index % 2:
+            item["image"][0].fill_(0.5)[0, 0] = 0
+        else:
+            item["cond"][1].fill_(-1)
+        return item
+
+    asked, usual = [], maps.spread()
+    monkeypatch.setattr(maps, "spread", lambda: asked.append(1) or usual)
+    monkeypatch.setattr(maps, "example", bright_or_silent)
+    loader = lab.loop(source=maps).state.loader
+    assert asked == [1]
+    for _ in range(4):
+        loader.next_batch()
+    assert {"another map's" in one.reason for one in loader.refused} == {True}
+    assert "says nothing of antenna" in loader.take_remarks()[0].words
 
 
 def test_a_run_tells_what_was_odd_and_trains_on(lab: Any) -> None:
