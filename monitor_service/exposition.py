@@ -4,11 +4,13 @@ Of each run the text of each family is kept from one scrape to the next, and wri
 have changed: most counters stand still most of the time.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from pydantic_core import from_json
+import orjson
 
 from monitor_service.run_series import FAMILIES, Family, Number, Seen
 
@@ -17,18 +19,27 @@ PREFIX = "trainhealth_"
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 _WORDS = {"Infinity": "+Inf", "-Infinity": "-Inf", "inf": "+Inf", "-inf": "-Inf", "nan": "NaN"}
 
-Written = list[tuple[Any, str]]
-"""For each family what was found and its lines."""
+_READS = [family.read for family in FAMILIES]
 
-_NEW: Any = object()
-"""Equal to nothing that is found."""
+
+@dataclass(frozen=True)
+class _Written:
+    """One run at the last scrape."""
+
+    state: tuple[Any, ...]
+    """All that its numbers follow from."""
+    labels: str
+    found: Sequence[Any]
+    """What each family read."""
+    texts: Sequence[bytes]
+    """The lines of each family."""
 
 
 class RunWriter:
     """Turns rows of runs into exposition text. Not for several threads at once."""
 
     def __init__(self) -> None:
-        self._written: dict[int, tuple[str, Any, Written]] = {}
+        self._written: dict[int, _Written] = {}
 
     def write(
         self,
@@ -37,45 +48,49 @@ class RunWriter:
         pending: Mapping[int, Mapping[str, float]],
         *,
         is_open_metrics: bool,
-    ) -> str:
-        """All series of these runs, family by family."""
-        kept = {row.id: self._of_run(row, rollbacks.get(row.id, {}), pending.get(row.id, {})) for row in rows}
-        self._written = kept
-        texts = [[text for _, text in written] for _, _, written in kept.values()]
-        heads = [head(family, is_open_metrics=is_open_metrics) for family in FAMILIES]
-        columns = zip(*texts, strict=True) if texts else [()] * len(FAMILIES)
-        return "".join(
-            [f"{one}{''.join(lines)}" for one, lines in zip(heads, columns, strict=True) if any(lines)]
-        )
+    ) -> list[bytes]:
+        """All series of these runs, family by family, in pieces."""
+        self._written = {
+            row.id: self._of_run(row, rollbacks.get(row.id, {}), pending.get(row.id, {})) for row in rows
+        }
+        pieces: list[bytes] = []
+        texts = zip(*[written.texts for written in self._written.values()], strict=True)
+        for family, lines in zip(FAMILIES, texts, strict=False):  # without a run there are no texts
+            if any(lines):
+                pieces.append(head(family, is_open_metrics=is_open_metrics).encode())
+                pieces += lines
+        return pieces
 
-    def _of_run(
-        self, row: Any, rollbacks: Mapping[str, int], pending: Mapping[str, float]
-    ) -> tuple[str, Any, Written]:
-        labels = f'project="{escaped(row.project)}",run="{escaped(row.name)}"'
-        state = (tuple(row), rollbacks, pending)
+    def _of_run(self, row: Any, rollbacks: Mapping[str, int], pending: Mapping[str, float]) -> _Written:
+        state = (*row, rollbacks, pending)
         before = self._written.get(row.id)
-        if before is not None and before[:2] == (labels, state):
+        if before is not None and before.state == state:
             return before
-        facts = from_json(row.facts)
+        facts = orjson.loads(row.facts)
         seen = Seen(row, facts, facts.get("readings") or {}, rollbacks, pending)
-        old = before[2] if before is not None and before[0] == labels else [(_NEW, "")] * len(FAMILIES)
-        pairs = zip(FAMILIES, old, strict=True)
-        return labels, state, [_lines(family, labels, seen, one) for family, one in pairs]
+        found = [read(seen) for read in _READS]
+        labels = _labels(("project", "run"), f"{row.project}/{row.name}")
+        if before is None or before.labels != labels:
+            pairs = zip(FAMILIES, found, strict=True)
+            return _Written(state, labels, found, [_lines(family, labels, one) for family, one in pairs])
+        texts = list(before.texts)
+        for place, (new, old) in enumerate(zip(found, before.found, strict=True)):
+            if new != old:
+                texts[place] = _lines(FAMILIES[place], labels, new)
+        return _Written(state, labels, found, texts)
 
 
-def _lines(family: Family, run: str, seen: Seen, before: tuple[Any, str]) -> tuple[Any, str]:
-    found = family.read(seen)
-    if found == before[0]:
-        return before
+def _lines(family: Family, run: str, found: Any) -> bytes:
+    """What a family says about a run; nothing if there is nothing to say."""
     values = family.tell(found)
     if values is None:
-        return found, ""
+        return b""
     name = PREFIX + family.name
     if not isinstance(values, dict):
-        return found, f"{name}{{{run}}} {number(values)}\n"
+        return f"{name}{{{run}}} {number(values)}\n".encode()
     begin, names = f"{name}{{{run},", family.labels
     lines = [f"{begin}{_labels(names, key)}}} {number(value)}\n" for key, value in values.items()]
-    return found, "".join(lines)
+    return "".join(lines).encode()
 
 
 @lru_cache(maxsize=4096)
@@ -92,9 +107,9 @@ def head(family: Family, *, is_open_metrics: bool) -> str:
 
 def number(value: Number) -> str:
     """As Prometheus reads it; texts are the words of the wire."""
-    if type(value) is int:
-        return str(value)
-    text = value if isinstance(value, str) else repr(value)
+    if type(value) is float and math.isfinite(value):
+        return orjson.dumps(value).decode()  # a third of what repr takes
+    text = str(value)
     return _WORDS.get(text, text)
 
 

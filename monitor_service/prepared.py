@@ -6,11 +6,11 @@ are kept. Everything else stays as it was: the same Core expressions, types, tra
 """
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Dialect
+from sqlalchemy import ColumnElement, Connection, Dialect, or_
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ClauseElement
 
@@ -75,9 +75,14 @@ class Prepared:
         return form
 
 
+def one_of(column: ColumnElement[Any], values: Iterable[Any]) -> ColumnElement[bool]:
+    """``column IN values``, written out: a list of values has no fixed text."""
+    return or_(*[column == value for value in sorted(values)])
+
+
 def _form_of(statement: Any, dialect: Dialect) -> _Form:
     compiled: Any = statement.compile(dialect=dialect)
-    assert not compiled.post_compile_params, "a list of values has no fixed text"
+    assert not compiled.post_compile_params, "say one_of"
     fixed = compiled.construct_params(_check=False)
     columns = list(statement.selected_columns) if hasattr(statement, "selected_columns") else []
     readers = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]

@@ -4,9 +4,10 @@ They are read from the facts as these stand in the database, as JSON: no model i
 scrape. Numbers that JSON can't say stand there as texts.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Literal
 
 from monitor_service.health import RunStatus
@@ -31,7 +32,7 @@ Values = Mapping[str, Number]
 """By the values of the family's own labels, joined with ``/``."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Seen:
     """What one scrape sees of one run."""
 
@@ -42,6 +43,17 @@ class Seen:
     """Ordered rollbacks that have ended, by ``trigger/outcome``."""
     pending: Mapping[str, float] = field(default_factory=dict)
     """When the oldest unanswered command was ordered, Unix seconds, by kind."""
+
+    @cached_property
+    def wire(self) -> Mapping[str, Any]:
+        """What is known of the way that the run's batches take."""
+        found: Mapping[str, Any] = self.facts.get("wire", {})
+        return found
+
+    @cached_property
+    def sessions(self) -> Sequence[Mapping[str, Any]]:
+        """The lives of its trainer, the newest last."""
+        return list(self.wire.get("sessions", {}).values())
 
 
 def _as_it_is(found: Any) -> Any:
@@ -116,19 +128,13 @@ def _good_step(seen: Seen) -> Number:
     return int(good["step"]) if good else -1
 
 
-def _wire(seen: Seen) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = seen.facts.get("wire", {})
-    return found
-
-
 def _missing(seen: Seen) -> Number:
-    sessions = _wire(seen).get("sessions", {}).values()
-    return sum(int(one["last_seq"]) - int(one["received"]) for one in sessions)
+    return sum([int(one["last_seq"] - one["received"]) for one in seen.sessions])
 
 
 def _spool_bytes(seen: Seen) -> Number:
-    sessions = list(_wire(seen).get("sessions", {}).values())
-    return int(sessions[-1].get("outbox", {}).get("spool_bytes", 0)) if sessions else 0
+    spooled: Number = seen.sessions[-1].get("outbox", {}).get("spool_bytes", 0) if seen.sessions else 0
+    return spooled
 
 
 def _dropped(lost: Mapping[str, int]) -> Values:
@@ -319,7 +325,7 @@ FAMILIES = (
         "client_dropped_total",
         "counter",
         "What the trainer's outbox had to drop.",
-        lambda seen: _wire(seen).get("lost", {}),
+        lambda seen: seen.wire.get("lost", {}),
         ("what",),
         _dropped,
     ),
@@ -327,7 +333,7 @@ FAMILIES = (
         "client_waiting_batches",
         "gauge",
         "Batches that wait with the trainer.",
-        lambda seen: _wire(seen).get("waiting", 0),
+        lambda seen: seen.wire.get("waiting", 0),
     ),
     Family("client_spool_bytes", "gauge", "What waits on the trainer's disk.", _spool_bytes),
     Family("client_missing_batches", "gauge", "Batch numbers that were passed over, so far.", _missing),

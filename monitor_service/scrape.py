@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.openmetrics import exposition as open_metrics
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, bindparam, func, not_, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from monitor_service import tables, tallies
@@ -19,6 +19,7 @@ from monitor_service.exposition import RunWriter, escaped, head
 from monitor_service.health import OVER, RunStatus
 from monitor_service.leading import Lead
 from monitor_service.metrics import Meters
+from monitor_service.prepared import Prepared, one_of
 from monitor_service.run_series import Family
 from monitor_service.settings import Settings
 from monitor_service.store import Store
@@ -54,6 +55,37 @@ FLEET = {
 """What concerns all runs together; told by the monitor that tells the runs' series."""
 
 
+_KNOWN, _COMMANDS = tables.runs.c, tables.commands.c
+_IS_OVER = one_of(_KNOWN.status, OVER)
+_IS_SHOWN = or_(not_(_IS_OVER), _KNOWN.status_since > bindparam("since"))
+_OF_SHOWN = _COMMANDS.run_id.in_(select(_KNOWN.id).where(_IS_SHOWN))
+
+_RUNS = Prepared(
+    select(
+        *(_KNOWN.id, _KNOWN.name, _KNOWN.project, _KNOWN.status, _KNOWN.facts, _KNOWN.started_at),
+        *(_KNOWN.total_steps, _KNOWN.checkpoint_interval_steps),
+    )
+    .where(_IS_SHOWN)
+    .order_by(_KNOWN.id.desc())
+    .limit(bindparam("most"))
+)
+_NUM_RUNS = Prepared(select(func.count().label("count")).select_from(tables.runs).where(_IS_SHOWN))
+_STATES = Prepared(
+    select(_KNOWN.status, func.count().label("count")).where(not_(_IS_OVER)).group_by(_KNOWN.status)
+)
+_ROLLBACKS = Prepared(
+    tallies.ends(
+        *(_COMMANDS.run_id, _COMMANDS.issued_by), of=_OF_SHOWN & (_COMMANDS.kind == CommandKind.ROLL_BACK)
+    )
+)
+_PENDING = Prepared(
+    select(_COMMANDS.run_id, _COMMANDS.kind, func.min(_COMMANDS.issued_at).label("oldest"))
+    .where(_OF_SHOWN, one_of(_COMMANDS.state, UNANSWERED))
+    .group_by(_COMMANDS.run_id, _COMMANDS.kind)
+)
+_OLDEST = Prepared(select(tables.batches.c.received_at).order_by(tables.batches.c.id).limit(1))
+
+
 @dataclass
 class _Found:
     """What one scrape finds in the database."""
@@ -86,37 +118,35 @@ class Scraper:
         """The text and its media type: OpenMetrics for who asks for it, else Prometheus' own."""
         is_open = _wants_open_metrics(accept)
         with self._one_at_a_time:
-            told = self._from_database(is_open_metrics=is_open) if self._lead.is_ours else ""
+            told = self._from_database(is_open_metrics=is_open) if self._lead.is_ours else []
         registry = self._meters.registry
         if not is_open:
-            return generate_latest(registry) + told.encode(), CONTENT_TYPE_LATEST
+            return b"".join([generate_latest(registry), *told]), CONTENT_TYPE_LATEST
         own: bytes = open_metrics.generate_latest(registry)  # type: ignore[no-untyped-call]
-        own = own.removesuffix(b"# EOF\n")
-        return own + told.encode() + b"# EOF\n", open_metrics.CONTENT_TYPE_LATEST
+        end = b"# EOF\n"
+        return b"".join([own.removesuffix(end), *told, end]), open_metrics.CONTENT_TYPE_LATEST
 
-    def _from_database(self, *, is_open_metrics: bool) -> str:
+    def _from_database(self, *, is_open_metrics: bool) -> list[bytes]:
         """Nothing while the database is away: the service's own numbers say so then."""
         try:
             with self._store.reading() as connection:
                 found = self._find(connection)
         except SQLAlchemyError:
             self._meters.store_errors.labels("scrape").inc()
-            return ""
-        lines = [_fleet_text(name, found.fleet[name], is_open_metrics) for name in FLEET]
-        return "".join(lines) + self._writer.write(
-            found.rows, found.rollbacks, found.pending, is_open_metrics=is_open_metrics
-        )
+            return []
+        fleet = [_fleet_text(name, found.fleet[name], is_open_metrics) for name in FLEET]
+        runs = self._writer.write(found.rows, found.rollbacks, found.pending, is_open_metrics=is_open_metrics)
+        return [*fleet, *runs]
 
     def _find(self, connection: Connection) -> _Found:
         now: datetime = self._clock()
-        lingering = now - timedelta(seconds=self._settings.metrics_linger_s)
-        runs = tables.runs.c
-        is_shown = or_(runs.status.not_in(OVER), runs.status_since > lingering)
-        columns = (runs.id, runs.name, runs.project, runs.status, runs.facts, runs.started_at)
-        query = select(*columns, runs.total_steps, runs.checkpoint_interval_steps).where(is_shown)
-        rows = connection.execute(query.order_by(runs.id.desc()).limit(self._settings.metrics_max_runs)).all()
-        num_shown = connection.scalar(select(func.count()).select_from(tables.runs).where(is_shown)) or 0
-        found = _Found(list(rows), *_commands_of(connection, {row.id for row in rows}))
+        since, most = (
+            now - timedelta(seconds=self._settings.metrics_linger_s),
+            self._settings.metrics_max_runs,
+        )
+        rows = _RUNS.all(connection, since=since, most=most)
+        num_shown = _NUM_RUNS.first(connection, since=since).count if len(rows) == most else len(rows)
+        found = _Found(rows, _rollbacks(connection, since), _pending(connection, since))
         found.fleet = dict(_fleet(connection, now, num_shown - len(rows)))
         return found
 
@@ -125,35 +155,31 @@ def _wants_open_metrics(accept: str) -> bool:
     return "application/openmetrics-text" in accept
 
 
-def _commands_of(connection: Connection, shown: set[int]) -> tuple[Any, Any]:
-    """Of the runs that are shown: ended rollbacks by trigger and outcome, unanswered commands by kind."""
-    rollbacks: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    pending: dict[int, dict[str, float]] = defaultdict(dict)
-    known = tables.commands.c
-    is_shown = known.run_id.in_(shown)
-    is_rollback = is_shown & (known.kind == CommandKind.ROLL_BACK)
-    for run_id, issuer, state, count in connection.execute(
-        tallies.ends(known.run_id, known.issued_by, of=is_rollback)
-    ):
+def _rollbacks(connection: Connection, since: datetime) -> dict[int, dict[str, int]]:
+    """Rollbacks that have ended, by trigger and outcome, of each run that is shown."""
+    found: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for run_id, issuer, state, count in _ROLLBACKS.all(connection, since=since):
         trigger = ISSUERS.get(issuer.partition(" (token ")[0], "operator")
-        rollbacks[run_id][f"{trigger}/{ENDED[state]}"] += count
-    oldest = select(known.run_id, known.kind, func.min(known.issued_at)).where(
-        is_shown, known.state.in_(UNANSWERED)
-    )
-    for run_id, kind, since in connection.execute(oldest.group_by(known.run_id, known.kind)):
-        pending[run_id][kind] = since.timestamp()
-    return rollbacks, pending
+        found[run_id][f"{trigger}/{ENDED[state]}"] += count
+    return found
+
+
+def _pending(connection: Connection, since: datetime) -> dict[int, dict[str, float]]:
+    """When the oldest unanswered command of each kind was ordered, of each run that is shown."""
+    found: dict[int, dict[str, float]] = defaultdict(dict)
+    for run_id, kind, oldest in _PENDING.all(connection, since=since):
+        found[run_id][kind] = oldest.timestamp()
+    return found
 
 
 def _fleet(connection: Connection, now: datetime, omitted: int) -> Iterator[tuple[str, dict[Labels, float]]]:
-    runs, batches = tables.runs.c, tables.batches.c
-    open_runs = select(runs.status, func.count()).where(runs.status.not_in(OVER)).group_by(runs.status)
-    by_state = {row.status: row[1] for row in connection.execute(open_runs)}
+    by_state = {row.status: row.count for row in _STATES.all(connection)}
     yield "active_runs", {(state,): by_state.get(state, 0) for state in RunStatus if state not in OVER}
     yield "metrics_runs_omitted", {(): omitted}
     yield "commands_total", _ended_commands(connection)
-    oldest = connection.scalar(select(batches.received_at).order_by(batches.id).limit(1))
-    yield "compaction_lag_seconds", {(): max((now - oldest).total_seconds(), 0.0) if oldest else 0.0}
+    oldest = _OLDEST.first(connection)
+    lag = 0.0 if oldest is None else (now - oldest.received_at).total_seconds()
+    yield "compaction_lag_seconds", {(): max(lag, 0.0)}
     yield "store_bytes", {(part,): size for part, size in _sizes(connection)}
 
 
@@ -182,10 +208,10 @@ def _sizes(connection: Connection) -> Iterator[tuple[str, int]]:
     yield "free", page * free
 
 
-def _fleet_text(name: str, values: Mapping[Labels, float], is_open_metrics: bool) -> str:
+def _fleet_text(name: str, values: Mapping[Labels, float], is_open_metrics: bool) -> bytes:
     family = FLEET[name]
     lines = [f"trainhealth_{name}{_braces(family.labels, key)} {value}\n" for key, value in values.items()]
-    return head(family, is_open_metrics=is_open_metrics) + "".join(lines)
+    return (head(family, is_open_metrics=is_open_metrics) + "".join(lines)).encode()
 
 
 def _braces(names: Iterable[str], values: Labels) -> str:

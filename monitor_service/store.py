@@ -182,6 +182,7 @@ class Store:
         with self.engine.connect() as connection:
             if self.engine.dialect.name == "postgresql":  # SQLite's transactions are so by themselves
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            connection.begin()  # here, as prepared statements don't begin by themselves
             yield connection
 
     def submit(self, work: Work[T]) -> Future[T]:

@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select, true
+from sqlalchemy import ColumnElement, Connection, Select, func, not_, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 
 from monitor_service import tables
+from monitor_service.prepared import Prepared, one_of
 from shared.commands import OPEN_COMMAND_STATES
 
 _COMMANDS, _HISTORY, _TALLIES = tables.commands.c, tables.command_history.c, tables.command_tallies.c
@@ -19,18 +20,24 @@ _COMMANDS, _HISTORY, _TALLIES = tables.commands.c, tables.command_history.c, tab
 
 def ends(*columns: ColumnElement[Any], of: ColumnElement[bool] | None = None) -> Select[Any]:
     """A query for how often commands came to an end: ``columns`` of their rows, the state, and the number."""
-    query: Select[Any] = select(*columns, _HISTORY.state, func.count()).join_from(
+    query: Select[Any] = select(*columns, _HISTORY.state, func.count().label("count")).join_from(
         tables.command_history, tables.commands, _HISTORY.command_id == _COMMANDS.id
     )
-    has_ended = _HISTORY.state.not_in(OPEN_COMMAND_STATES)
-    return query.where(has_ended, true() if of is None else of).group_by(*columns, _HISTORY.state)
+    is_open = one_of(_HISTORY.state, OPEN_COMMAND_STATES)
+    return query.where(not_(is_open), true() if of is None else of).group_by(*columns, _HISTORY.state)
+
+
+_TOTALS = (
+    Prepared(ends(_COMMANDS.kind)),
+    Prepared(select(_TALLIES.kind, _TALLIES.state, _TALLIES.count)),
+)
 
 
 def totals(connection: Connection) -> Mapping[tuple[str, str], int]:
     """Ends by kind and state, of all commands that there ever were."""
     counts: Counter[tuple[str, str]] = Counter()
-    for query in (ends(_COMMANDS.kind), select(_TALLIES.kind, _TALLIES.state, _TALLIES.count)):
-        for kind, state, count in connection.execute(query):
+    for query in _TOTALS:
+        for kind, state, count in query.all(connection):
             counts[kind, state] += count
     return counts
 
