@@ -17,6 +17,7 @@ from trainer.checkpoint import (
     Ladder,
     LadderConfig,
     LoadCheckpoint,
+    Loaded,
     NoValidCheckpoint,
     Record,
     RestoreSnapshot,
@@ -118,7 +119,7 @@ class Recovery:
         # the run's record may be lost, and no attempt's number may come twice: checkpoints are named by it
         seen = self._reporter.record.attempt
         self._reporter.record.attempt = max(seen, *(record.attempt for record in records))
-        loaded = self.ring.load_newest(good_first=False, accept=self._take_over)
+        loaded = self._take_over_newest(good_first=False)
         self.ring.invalidate_after(self._state.step, self._reporter.record.attempt)
         if "settings" in loaded.stored.facts:
             self._changed_settings = changes(loaded.stored.facts["settings"], self._settings)
@@ -361,22 +362,34 @@ class Recovery:
             raise
 
     def _load(self, before_step: int | None) -> Arrival:
-        loaded = self.ring.load_newest(before_step=before_step, accept=self._take_over)
-        return Arrival("checkpoint", loaded.record.name)
+        return Arrival("checkpoint", self._take_over_newest(before_step=before_step).record.name)
+
+    def _take_over_newest(self, *, before_step: int | None = None, good_first: bool = True) -> Loaded:
+        """See ``CheckpointRing.load_newest``.
+
+        Moments that a checkpoint had none of are there again for the next one, whichever rank refused it.
+        """
+        held = self._state.held_moments()
+
+        def accept(stored: Stored) -> str | None:
+            self._state.hold_moments(held)
+            return self._take_over(stored)
+
+        try:
+            return self.ring.load_newest(before_step=before_step, good_first=good_first, accept=accept)
+        except (NoValidCheckpoint, OSError):
+            self._state.hold_moments(held)
+            raise
 
     def _take_over(self, stored: Stored) -> str | None:
         """Restore and prove it: why the checkpoint is not the state that was saved, or None."""
-        held = self._state.held_moments()
         try:
             self._state.restore(stored.parts, stored.facts)
         except ValueError as error:
             return str(error)
         if self._probe is None:
             return None
-        refusal = self._probe.difference(stored.facts["probe"], self._state.step, self.config.probe_tolerance)
-        if refusal is not None:
-            self._state.hold_moments(held)  # the next that is tried may have them
-        return refusal
+        return self._probe.difference(stored.facts["probe"], self._state.step, self.config.probe_tolerance)
 
     def _stop_or(self, rung: object) -> None:
         self._reporter.record.ladder = self._ladder.state_dict()

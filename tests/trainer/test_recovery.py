@@ -10,17 +10,24 @@ import pytest
 import torch
 
 from shared.events import AttemptStarted, CheckpointChanged, CheckpointState, CommandUpdate, Finding, Rollback
-from trainer.checkpoint import NoValidCheckpoint, State, read, write
+from trainer.checkpoint import CheckpointRing, NoValidCheckpoint, State, read, write
 from trainer.drill.faults import nan_gradient, nan_weight
 from trainer.errors import ConfigError, ResumeRefused, RunStopped, TrainerError
 
 
-def make_over(folder: Path, **tensors: float) -> None:
-    """Write a checkpoint anew with these model tensors filled: every hash and every shape is right."""
+def make_over(folder: Path, *, without: str = "", **tensors: float) -> None:
+    """Write a checkpoint anew with these model tensors filled: every hash and every shape is right.
+
+    Of the parameter ``without`` it holds no moments, as of one that was frozen until then.
+    """
     stored = read(folder)
     status = (folder / "status.json").read_bytes()
     for name, value in tensors.items():
         stored.parts["model"][name].fill_(value)
+    if without:
+        stored.facts["with_moments"]["denoiser"] -= 1
+        for name in [name for name in stored.parts["optimizer"] if f"/{without}/" in name]:
+            del stored.parts["optimizer"][name]
     shutil.rmtree(folder)
     step, attempt = stored.manifest.step, stored.manifest.attempt
     write(
@@ -77,6 +84,33 @@ def test_a_state_that_is_not_the_one_saved_is_refused_with_the_number(lab: Any, 
     assert "when saved" in bad.failed_check
     assert saved is not None
     assert float(resumed.model.scale_factor) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("refused_by", ["the probe", "another rank"])
+def test_a_refused_checkpoint_takes_no_moments_away_from_the_older_one(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, refused_by: str
+) -> None:
+    """It was taken over to be proved, and had none for a layer; the older one has some for it."""
+    first = lab.run(steps=60)
+    if refused_by == "the probe":
+        make_over(checkpoint(first, 60), without="head.weight", scale_factor=1.0)
+    else:
+        make_over(checkpoint(first, 60), without="head.weight")
+        load = CheckpointRing.load_newest
+
+        def with_another(ring: Any, *, accept: Any, **asked: Any) -> Any:
+            def both(stored: Any) -> str | None:
+                return accept(stored) or ("rank 1: no" if stored.manifest.step == 60 else None)
+
+            return load(ring, accept=both, **asked)
+
+        monkeypatch.setattr(CheckpointRing, "load_newest", with_another)
+    resumed = lab.loop(steps=60, seed=None)
+    assert resumed.state.step == 50
+    saved, live = read(checkpoint(first, 50)).parts["optimizer"], resumed.state.parts()["optimizer"]
+    assert "denoiser/head.weight/exp_avg" in saved
+    assert saved.keys() == live.keys()
+    assert all(torch.equal(saved[name], live[name]) for name in saved)
 
 
 def test_a_run_without_one_checkpoint_to_trust_does_not_start_anew(lab: Any, events: list[Any]) -> None:
@@ -184,13 +218,14 @@ def test_an_ordered_rollback_with_nothing_to_go_back_to_changes_nothing(
     assert loop.reporter.record.attempt == 1
 
 
+@pytest.mark.parametrize("without", ["", "head.weight"], ids=["", "without some moments"])
 def test_an_ordered_rollback_to_a_checkpoint_that_lies_puts_everything_back(
-    lab: Any, everything: Any, differences: Any, order: Any, deliver: Any
+    lab: Any, everything: Any, differences: Any, order: Any, deliver: Any, without: str
 ) -> None:
     loop = lab.loop(observers=[nan_weight(38)])
     lab.steps(loop, 36)
     loop.recovery._writer.drain()
-    make_over(checkpoint(loop, 25), scale_factor=1.0)
+    make_over(checkpoint(loop, 25), without=without, scale_factor=1.0)
     before = everything(loop)
     deliver(loop, order("roll_back"))
     loop.orders.carry_out(loop, loop.reporter.link.commands())
