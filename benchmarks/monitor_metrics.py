@@ -24,6 +24,7 @@ from benchmarks.ingest import measure as measure_ingest
 from benchmarks.ingest_targets import Ours
 from benchmarks.monitor_reads import expect, load_runs
 from monitor_service import runs
+from monitor_service.batches import Incoming
 from monitor_service.leading import Lead
 from monitor_service.metrics import Meters
 from monitor_service.opening import open_database
@@ -100,7 +101,7 @@ def send(store: Store, settings: Settings, run: str, round_: int) -> None:
     numbers = {name: [0.1 * round_ + step for step in steps] for name in ("loss", "grad_norm", "lr")}
     numbers |= {"fetch_seconds": [0.01] * 10, "step_seconds": [0.1] * 10}
     columns = Columns(step=steps, time=[time.time()] * 10, series=numbers)
-    incoming = runs.Incoming.of(Batch(session="s", seq=round_ + 1, attempt=1, columns=columns))
+    incoming = Incoming.of(Batch(session="s", seq=round_ + 1, attempt=1, columns=columns))
     store.write(lambda connection: runs.exchange(connection, run, incoming, utc_now(), settings))
 
 

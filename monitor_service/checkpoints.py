@@ -6,7 +6,7 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 
 from monitor_service import tables
 from monitor_service.errors import Conflict
-from monitor_service.facts import GoodCheckpoint, ValidCheckpoint
+from monitor_service.landmarks import GoodCheckpoint, ValidCheckpoint
 from shared.base import Message
 from shared.events import CheckpointChanged, CheckpointState
 

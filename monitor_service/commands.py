@@ -7,11 +7,21 @@ from typing import Any
 from uuid import uuid4
 
 from pydantic import Field
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, insert, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Row,
+    bindparam,
+    exists,
+    insert,
+    select,
+    update,
+)
 
 from monitor_service import tables
 from monitor_service.errors import Conflict
-from monitor_service.prepared import Prepared
+from monitor_service.prepared import Prepared, one_of
 from shared.base import Message
 from shared.commands import OPEN_COMMAND_STATES, Command, CommandKind, CommandRequest, CommandState
 from shared.events import CommandUpdate
@@ -25,15 +35,17 @@ CANCELLABLE = UNANSWERED
 WITH_THE_TRAINER = UNANSWERED | {CommandState.CANCELLING}
 """The trainer's word is awaited: whether it takes it, or has dropped it."""
 
+_OF_RUN = tables.commands.c.run_id == bindparam("run", type_=BigInteger)
+_IS_WAITING = _OF_RUN & one_of(tables.commands.c.state, WITH_THE_TRAINER)
+IS_ANY_WAITING = exists().where(_IS_WAITING).label("is_any_waiting")
+"""A column for a query with ``run``: without such an order ``waiting`` need not be asked."""
+
 _WAITING = Prepared(
     select(tables.commands)
-    .where(
-        tables.commands.c.run_id == bindparam("run"),
-        or_(*[tables.commands.c.state == state for state in sorted(WITH_THE_TRAINER)]),
-        tables.commands.c.expires_at > bindparam("now"),
-    )
+    .where(_IS_WAITING, tables.commands.c.expires_at > bindparam("now"))
     .order_by(tables.commands.c.issued_at, tables.commands.c.id)
 )
+
 PATIENCE = timedelta(minutes=10)
 """How long past its time an accepted order may take; a result that comes later still counts."""
 
@@ -130,6 +142,9 @@ class Waiting:
     """Ids of those that go out for the first time."""
     withdrawn: list[str]
     """Ids of those that went out and are to be dropped."""
+
+
+NOTHING = Waiting([], [], [])
 
 
 def waiting(connection: Connection, run_id: int, now: datetime) -> Waiting:

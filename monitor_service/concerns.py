@@ -2,8 +2,9 @@
 
 from enum import StrEnum
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
+from monitor_service.record import Record
 from shared.base import Message, Moment
 from shared.events import Severity
 
@@ -60,7 +61,7 @@ class Acceptance(Message):
     issued_by: str = Field("operator", min_length=1, max_length=100)
 
 
-class Judgement(BaseModel):
+class Judgement(Record):
     """What was made of a run's facts, kept with them."""
 
     pending: dict[Rule, Moment] = Field(

@@ -4,16 +4,25 @@ import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import singledispatchmethod
-from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from monitor_service.concerns import Judgement
 from monitor_service.history import LossHistory
-from monitor_service.readings import Readings
+from monitor_service.landmarks import (
+    Alarm,
+    End,
+    GoodCheckpoint,
+    Prediction,
+    Return,
+    TakenBack,
+    Unanswered,
+    ValidCheckpoint,
+)
+from monitor_service.readings import Count, Readings
+from monitor_service.record import Record
 from monitor_service.wire import Wire
 from shared.base import Moment
-from shared.commands import Command
 from shared.events import (
     AttemptStarted,
     CheckpointChanged,
@@ -42,82 +51,9 @@ MAX_ROLLBACKS = 20
 MAX_GUARDS = 20
 """Guards counted by name; those after that are counted as ``other``, so that labels stay few."""
 
-Count = Annotated[int, Field(ge=0)]
 
-
-class Alarm(BaseModel):
-    """The newest finding of severity error or critical."""
-
-    attempt: int
-    step: int
-    words: str
-
-
-class Return(BaseModel):
-    """The newest rollback."""
-
-    to_step: int
-    words: str
-
-
-class End(BaseModel):
-    """The trainer said that it ended."""
-
-    attempt: int
-    status: str
-    message: str
-    at: Moment
-    step: Count | None = None
-
-
-class GoodCheckpoint(BaseModel):
-    """The newest checkpoint in state good."""
-
-    checkpoint: str
-    step: int
-
-
-class ValidCheckpoint(BaseModel):
-    """The newest checkpoint that passed every check, good already or not."""
-
-    step: int
-
-
-class Prediction(BaseModel):
-    """The newest finding that predicts a divergence."""
-
-    attempt: int
-    step: int
-    severity: Severity
-    words: str
-
-
-class Unanswered(BaseModel):
-    """The oldest command that the trainer has said nothing about."""
-
-    command: str
-    kind: str
-    since: Moment
-    expires_at: Moment
-
-    @classmethod
-    def of(cls, command: Command) -> "Unanswered":
-        return cls(
-            command=command.id, kind=command.kind, since=command.issued_at, expires_at=command.expires_at
-        )
-
-
-class TakenBack(BaseModel):
-    """A rollback that a person cancelled."""
-
-    at: Moment
-    words: str
-
-
-class Facts(BaseModel):
+class Facts(Record):
     """Facts about one run. Moments are the monitor's own clock; ``attempt`` is 0 until one was seen."""
-
-    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     last_seen: Moment
     progress_at: Moment = Field(

@@ -5,11 +5,12 @@ scatter of that time. Outliers and values that are not finite leave them almost 
 counts, and it moves the level by ten scatters at most.
 """
 
-import math
 from collections.abc import Sequence
 from statistics import median
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from monitor_service.record import Record
 
 SMOOTHING = 0.02
 """Weight of one value: the level follows what has held for about 50 steps."""
@@ -18,14 +19,15 @@ WARM_AFTER = 50
 """Values until the level is one; before, there is no low to compare with."""
 
 MOST_SCATTERS = 10.0
+LARGEST = 1e300
+"""What is above in size counts as not finite: differences and multiples of the others always are finite."""
+
 SAMPLE = 64
 """Of a longer batch so many values are looked at, evenly spaced."""
 
 
-class LossHistory(BaseModel):
+class LossHistory(Record):
     """Running statistics of the finite losses of one attempt."""
-
-    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     count: int = Field(0, ge=0, description="Finite losses seen.")
     level: float | None = None
@@ -35,7 +37,7 @@ class LossHistory(BaseModel):
 
     def take(self, losses: Sequence[float]) -> None:
         """Fold in the losses of one batch, in the order of their steps."""
-        finite = [loss for loss in losses[:: 1 + len(losses) // SAMPLE] if math.isfinite(loss)]
+        finite = [loss for loss in losses[:: 1 + len(losses) // SAMPLE] if abs(loss) <= LARGEST]
         if not finite:
             return
         weight = 1.0 - (1.0 - SMOOTHING) ** len(finite)

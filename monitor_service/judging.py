@@ -7,11 +7,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, insert, update
 
-from monitor_service import commands, notices, policy, rulebook, tables
+from monitor_service import commands, notices, policy, recall, rulebook, tables
 from monitor_service.concerns import Judgement, Suggestion
 from monitor_service.errors import StoreUnavailable
-from monitor_service.facts import Facts, Unanswered
+from monitor_service.facts import Facts
 from monitor_service.health import Health, RunStatus, assess
+from monitor_service.landmarks import Unanswered
 from monitor_service.policy import Advice
 from monitor_service.prepared import Prepared
 from monitor_service.risk import risk_of
@@ -116,6 +117,7 @@ def _write_down(connection: Connection, run: Row[Any], facts: Facts, health: Hea
     told = facts.model_dump_json()
     if not _KEEP.change(connection, run=run.id, seen=run.status, told=told, why=reasons):
         raise StoreUnavailable(f"another worker moved run {run.name!r} on")
+    recall.keep(told, facts)
     if health.status != run.status:
         connection.execute(
             update(tables.runs)

@@ -24,7 +24,6 @@ from sqlalchemy import (
 )
 
 from monitor_service import tables
-from monitor_service.prepared import Prepared
 
 DIGEST_BYTES = 16
 PAGE = 1024
@@ -37,30 +36,28 @@ MAX_GAPS = 100
 _RUN, _SESSION = bindparam("run", type_=BigInteger), bindparam("session", type_=String)
 _SEQ = bindparam("seq", type_=BigInteger)
 _OFFSET = cast((_SEQ - tables.ledger.c.first_seq) * DIGEST_BYTES + 1, Integer)
-_DIGESTS = Prepared(
-    select(
-        select(tables.batches.c.digest)
-        .where(
-            tables.batches.c.run_id == _RUN,
-            tables.batches.c.session == _SESSION,
-            tables.batches.c.seq == _SEQ,
-        )
-        .scalar_subquery()
-        .label("waiting"),
-        # beyond the end of a page there are no bytes
-        select(func.substr(tables.ledger.c.digests, _OFFSET, DIGEST_BYTES, type_=LargeBinary))
-        .where(
-            tables.ledger.c.run_id == _RUN,
-            tables.ledger.c.session == _SESSION,
-            tables.ledger.c.first_seq <= _SEQ,
-        )
-        .order_by(tables.ledger.c.first_seq.desc())
-        .limit(1)
-        .scalar_subquery()
-        .label("compacted"),
+DIGESTS = (
+    select(tables.batches.c.digest)
+    .where(
+        tables.batches.c.run_id == _RUN,
+        tables.batches.c.session == _SESSION,
+        tables.batches.c.seq == _SEQ,
     )
+    .scalar_subquery()
+    .label("waiting"),
+    # beyond the end of a page there are no bytes
+    select(func.substr(tables.ledger.c.digests, _OFFSET, DIGEST_BYTES, type_=LargeBinary))
+    .where(
+        tables.ledger.c.run_id == _RUN,
+        tables.ledger.c.session == _SESSION,
+        tables.ledger.c.first_seq <= _SEQ,
+    )
+    .order_by(tables.ledger.c.first_seq.desc())
+    .limit(1)
+    .scalar_subquery()
+    .label("compacted"),
 )
-"""Of one batch, wherever it is."""
+"""Columns for a query with ``run``, ``session`` and ``seq``: the digest of that batch, wherever it is."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +85,6 @@ class Received:
     def missing(self) -> int:
         """Batches below ``last_seq`` that did not come, yet."""
         return self.last_seq - self.received
-
-
-def digest_of(connection: Connection, run_id: int, session: str, seq: int) -> bytes | None:
-    """The digest of a batch that was received, compacted or not; ``None`` if it is new."""
-    found = _DIGESTS.first(connection, run=run_id, session=session, seq=seq)
-    return bytes(found.waiting or found.compacted or b"") or None
 
 
 def write_down(connection: Connection, run_id: int, session: str, entries: Mapping[int, Entry]) -> None:

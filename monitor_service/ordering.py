@@ -10,8 +10,9 @@ from monitor_service import checkpoints, commands, judging, notices, runs
 from monitor_service.commands import Cancellation
 from monitor_service.concerns import Acceptance
 from monitor_service.errors import Conflict, NotFound
-from monitor_service.facts import Facts, Unanswered
+from monitor_service.facts import Facts
 from monitor_service.health import OVER
+from monitor_service.landmarks import Unanswered
 from shared.commands import Command, CommandKind, CommandRequest, CommandState
 
 log = logging.getLogger(__name__)

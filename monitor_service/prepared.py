@@ -8,6 +8,7 @@ are kept. Everything else stays as it was: the same Core expressions, types, tra
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Dialect, or_
@@ -22,27 +23,27 @@ class _Form:
     """A statement in the words of one kind of database."""
 
     sql: str
-    names: Sequence[str]
-    """Of the values, in their order."""
-    writers: Mapping[str, Processor]
+    writers: Sequence[tuple[str, Processor]]
     """What turns a value into what the driver takes, for those that need it."""
     fixed: Mapping[str, Any]
-    """Values that the statement itself holds."""
-    readers: Sequence[Processor | None]
-    row: Callable[..., Any]
-    is_named: bool
-    """The driver takes values by name, not by place."""
+    """Values that the statement itself holds, as the driver takes them."""
+    places: Callable[[Mapping[str, Any]], Any]
+    """The values as the driver takes them all: by name, or by place."""
+    readers: Sequence[tuple[int, Processor]]
+    """What turns a column into a value, for those that need it."""
+    row: Callable[[Iterable[Any]], Any]
 
     def values(self, given: Mapping[str, Any]) -> Any:
         told = {**self.fixed, **given}
-        for name, write in self.writers.items():
+        for name, write in self.writers:
             told[name] = write(told[name])
-        return told if self.is_named else tuple([told[name] for name in self.names])
+        return self.places(told)
 
     def read(self, row: Sequence[Any]) -> Any:
-        return self.row(
-            *[one if read is None else read(one) for read, one in zip(self.readers, row, strict=True)]
-        )
+        told = list(row)
+        for place, read in self.readers:
+            told[place] = read(told[place])
+        return self.row(told)
 
 
 class Prepared:
@@ -68,6 +69,11 @@ class Prepared:
         count: int = _carry_out(connection, self._form(connection.dialect), values).rowcount
         return count
 
+    def change_all(self, connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
+        """The same for each of these sets of values, of which there is at least one."""
+        form = self._form(connection.dialect)
+        carry_out(connection, form.sql, [form.values(row) for row in rows])
+
     def _form(self, dialect: Dialect) -> _Form:
         form = self._forms.get(dialect.name)
         if form is None:
@@ -83,18 +89,26 @@ def one_of(column: ColumnElement[Any], values: Iterable[Any]) -> ColumnElement[b
 def _form_of(statement: Any, dialect: Dialect) -> _Form:
     compiled: Any = statement.compile(dialect=dialect)
     assert not compiled.post_compile_params, "say one_of"
-    fixed = compiled.construct_params(_check=False)
+    writers: Mapping[str, Processor] = compiled._bind_processors
+    told = compiled.construct_params(_check=False)
+    held = {name: value for name, value in told.items() if value is not None}
     columns = list(statement.selected_columns) if hasattr(statement, "selected_columns") else []
     readers = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
+    make: Any = namedtuple  # its fields are known only here
     return _Form(
         sql=str(compiled),
-        names=compiled.positiontup or [],
-        writers=dict(compiled._bind_processors),
-        fixed=fixed,
-        readers=readers,
-        row=namedtuple("Found", [column.key for column in columns]),
-        is_named=not compiled.positional,
+        writers=[(name, write) for name, write in writers.items() if name not in held],
+        fixed={name: writers[name](value) if name in writers else value for name, value in held.items()},
+        places=_by_place(compiled.positiontup) if compiled.positional else dict,
+        readers=[(place, read) for place, read in enumerate(readers) if read is not None],
+        row=make("Found", [column.key for column in columns])._make,
     )
+
+
+def _by_place(names: Sequence[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda told: tuple(told[name] for name in names)
 
 
 def _carry_out(connection: Connection, form: _Form, given: Mapping[str, Any]) -> Any:
@@ -103,11 +117,11 @@ def _carry_out(connection: Connection, form: _Form, given: Mapping[str, Any]) ->
 
 
 def carry_out(connection: Connection, sql: str, values: Any = ()) -> Any:
-    """The same for SQL in the words of the driver."""
+    """The same for SQL in the words of the driver; it is carried out for each of a list of values."""
     if connection.dialect.name != "sqlite":
         return connection.exec_driver_sql(sql, values)
     raw: Any = connection.connection.driver_connection
     try:
-        return raw.execute(sql, values)
+        return raw.executemany(sql, values) if isinstance(values, list) else raw.execute(sql, values)
     except raw.Error as error:
         raise DBAPIError.instance(sql, None, error, raw.Error, dialect=connection.dialect) from error

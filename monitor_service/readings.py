@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from monitor_service.record import Record
 from shared.events import CheckpointChanged, CheckpointState, Event, Finding, StepSkipped
 from shared.exchange import Batch, Columns
 
@@ -25,10 +26,8 @@ MEMORY_STEPS = 50
 _SINGLE = frozenset({LOSS, GRAD_NORM, "loss_scale", "param_norm"})
 
 
-class Readings(BaseModel):
+class Readings(Record):
     """Folded forward batch by batch, as the facts are. Moments are Unix seconds of the monitor's clock."""
-
-    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     latest: dict[str, float] = Field(default_factory=dict, description="Newest value by series.")
     loss_ema: float | None = Field(None, description="Smoothed loss, over finite values only.")
@@ -75,7 +74,7 @@ class Readings(BaseModel):
     def _smooth(self, losses: Sequence[float], total: float) -> None:
         if not math.isfinite(total):
             losses = [loss for loss in losses if math.isfinite(loss)]
-            total = math.fsum(losses) if losses else 0.0
+            total = sum(losses)  # too large for a double is not finite again
         if not losses or not math.isfinite(total):
             return
         before, share = self.loss_ema, 1 - (1 - 1 / MEMORY_STEPS) ** len(losses)

@@ -2,8 +2,9 @@
 
 from datetime import datetime
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
+from monitor_service.record import Record
 from shared.base import Moment
 from shared.exchange import Batch, OutboxCounts
 
@@ -14,7 +15,7 @@ LOSSES = {"steps": "dropped_steps", "events": "dropped_events", "rejected": "rej
 """What is lost, by its name in ``OutboxCounts``."""
 
 
-class Session(BaseModel):
+class Session(Record):
     """What came from one life of one trainer process."""
 
     last_seq: int = 0
@@ -26,7 +27,7 @@ class Session(BaseModel):
         return self.last_seq - self.received
 
 
-class Wire(BaseModel):
+class Wire(Record):
     """Running notes about the wire between a trainer and the monitor."""
 
     sessions: dict[str, Session] = Field(default_factory=dict, description="The newest last.")

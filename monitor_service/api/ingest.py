@@ -18,10 +18,11 @@ from monitor_service.api.dependencies import Monitor, MonitorDep
 from monitor_service.api.openapi import body_of
 from monitor_service.api.permissions import PrincipalDep, needs
 from monitor_service.api.problems import status_of
+from monitor_service.batches import Incoming
 from monitor_service.bell import hear
 from monitor_service.errors import Forbidden, MonitorError
 from monitor_service.metrics import Meters
-from monitor_service.runs import Exchanged, Incoming
+from monitor_service.runs import Exchanged
 from monitor_service.tokens import Scope
 from monitor_service.views import RunDetail
 from shared.base import Name

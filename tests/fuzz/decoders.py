@@ -11,8 +11,8 @@ with atheris.instrument_imports(include=["monitor_service.api", "shared", "msgpa
 
     from monitor_service.api import body, bounds
     from monitor_service.api.examples import BODIES
+    from monitor_service.batches import Incoming
     from monitor_service.errors import MonitorError
-    from monitor_service.runs import Incoming
     from shared.exchange import Batch
 
 KIND = {"json": body.JSON, "msgpack": body.PACKED}[sys.argv[1]]

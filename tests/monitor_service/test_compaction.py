@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 
 from monitor_service import blocks, compaction, comparing, ledger, queries, runs, tables
+from monitor_service.batches import Incoming
 from monitor_service.compaction import Group, compact, due
 from monitor_service.errors import Conflict
-from monitor_service.runs import Incoming
 from monitor_service.settings import Settings
 from monitor_service.store import Store, open_engine
 from shared.exchange import Batch, Columns, RunSpec

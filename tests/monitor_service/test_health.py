@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from monitor_service.facts import Alarm, End, Facts, Return
+from monitor_service.facts import Facts
 from monitor_service.health import OVER, RunStatus, assess
+from monitor_service.landmarks import Alarm, End, Return
 from monitor_service.settings import HealthConfig
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -77,3 +77,9 @@ def test_long_batches_are_sampled_evenly() -> None:
     history = fed(noise(8, 20_000, 1.0, 0.1), 2000)
     assert history.level == pytest.approx(1.0, abs=0.05)
     assert history.count == 20_000
+
+
+def test_losses_at_the_edge_of_what_a_double_holds_leave_a_history_that_can_be_read() -> None:
+    history = fed([1e308, -1e308, 1e300, -1e300] * 50, 4)
+    assert LossHistory.model_validate_json(history.model_dump_json()) == history
+    assert math.isfinite(history.scatter)

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from monitor_service.concerns import Judgement
-from monitor_service.facts import Facts, TakenBack
+from monitor_service.facts import Facts
 from monitor_service.health import Health, RunStatus
+from monitor_service.landmarks import TakenBack
 from monitor_service.policy import Advice, advise, is_settled
 from monitor_service.settings import PolicyConfig
 

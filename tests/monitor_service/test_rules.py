@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from monitor_service.concerns import Concern, Judgement, RiskLevel, Rule
-from monitor_service.facts import Facts, Prediction, Unanswered, ValidCheckpoint
+from monitor_service.facts import Facts
 from monitor_service.health import RunStatus, assess
 from monitor_service.history import LossHistory
+from monitor_service.landmarks import Prediction, Unanswered, ValidCheckpoint
 from monitor_service.risk import risk_of
 from monitor_service.rules import WATCHES, Case, judge
 from monitor_service.settings import RunRules
