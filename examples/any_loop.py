@@ -9,19 +9,20 @@ the device; the spoiled weights are noticed, and the last checkpoint that proves
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainer.checkpoint import CheckpointRing, RingConfig
-from trainer.guards.base import StepView, Verdict, Watched
+from trainer.guards.base import PlainLoss, StepView, Verdict
 from trainer.guards.invariants import Invariants
 from trainer.guards.limits import Limits
 from trainer.guards.nonfinite import Nonfinite
 from trainer.guards.panel import Panel
 from trainer.guards.spike import Spike
 from trainer.guards.vitals import Meter
+from trainer.restoring import Restoring
+from trainer.state import TrainState
 
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 1))
@@ -29,28 +30,9 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)  # fused:
 limits = Limits()
 meter = Meter("loss", optimizer, model.parameters(), max_norm=1.0, limits=limits)
 panel = Panel([Nonfinite(), Spike("loss", limits=limits), Invariants()])
-watched = Watched(model, {"loss": optimizer})
+state = TrainState(model, {"loss": optimizer}, {"loss": meter}, panel)  # all that must return together
 ring = CheckpointRing(Path(sys.argv[1] if sys.argv[1:] else tempfile.mkdtemp()), RingConfig())
-
-
-def state() -> dict[str, dict[str, Tensor]]:
-    """The live tensors that must return together."""
-    moments = {f"{i}/{k}": v for i, one in enumerate(optimizer.state.values()) for k, v in one.items()}
-    return {"model": dict(model.state_dict()), "optimizer": moments}
-
-
-@torch.no_grad()
-def roll_back() -> None:
-    """Take over the newest checkpoint that passes every check."""
-    stored = ring.load_newest().stored
-    for part, tensors in state().items():
-        for name, tensor in tensors.items():
-            tensor.copy_(stored.parts[part][name])
-    meter.restore(stored.facts["applied"], meter.iteration)
-    panel.rebase(watched)
-
-
-panel.rebase(watched)
+state.rebase()
 for number in range(1, 401):
     x = torch.randn(32, 8)
     y = x.sum(1, keepdim=True).sin()
@@ -61,17 +43,20 @@ for number in range(1, 401):
     meter.protect()
     loss = nn.functional.mse_loss(model(x), y)
     loss.backward()
-    meter.measure(SimpleNamespace(total=loss.detach(), parts={}, per_sample=None, times=None))
+    meter.measure(PlainLoss(loss))
     meter.step()
     meter.settle(1e-2)
     optimizer.zero_grad()
+    state.iteration += 1
     for vitals in meter.arrived():
-        judged = panel.judge(StepView(vitals, (), watched, alarm=number % 50 == 0))
+        judged = panel.judge(StepView(vitals, (), state.watched, alarm=number % 50 == 0))
+        state.step += not vitals.refused
         for finding in judged.findings:
             print(f"step {finding.step}: {finding.severity}: {finding.message}")
         if judged.verdict >= Verdict.ROLL_BACK:
-            roll_back()
-            print(f"back to step {int(meter.applied)}")
+            Restoring(ring, state).newest()
+            state.rebase()
+            print(f"back to step {state.step}")
         elif number % 50 == 0:
-            ring.save(state(), {"applied": int(meter.applied)}, step=number, attempt=1)
-print(f"loss {loss.item():.4f} after {int(meter.applied)} updates")
+            ring.save(state.parts(), state.facts(), step=state.step, attempt=1)
+print(f"loss {loss.item():.4f} after {state.step} updates")

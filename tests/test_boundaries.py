@@ -38,11 +38,14 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.averaging": ("trainer.guards", "trainer.ranks"),
     "trainer.common_ring": ("trainer.checkpoint", "trainer.ranks"),
     "trainer.state": (
-        *("trainer.guards", "trainer.checkpoint", "trainer.ema", "trainer.ranks", "trainer.section"),
+        *("trainer.guards", "trainer.checkpoint", "trainer.ema", "trainer.foreign"),
+        *("trainer.ranks", "trainer.section"),
         *("trainer.per_rank", "trainer.random_states", "trainer.sharding"),
     ),
+    "trainer.foreign": (),
     "trainer.random_states": (),
     "trainer.per_rank": ("trainer.random_states", "trainer.ranks"),
+    "trainer.restoring": (*("trainer.checkpoint", "trainer.common_ring", "trainer.probe", "trainer.state"),),
     "trainer.reporting": ("shared", "trainer.guards", "trainer.link", "trainer.record"),
     "trainer.factors": ("shared", "trainer.section"),
     "trainer.incident": (
@@ -52,7 +55,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.recovery": (
         *("shared", "trainer.checkpoint", "trainer.errors", "trainer.section"),
         *("trainer.common_ring", "trainer.factors", "trainer.incident"),
-        *("trainer.probe", "trainer.reporting", "trainer.saves", "trainer.settings", "trainer.state"),
+        *("trainer.probe", "trainer.reporting", "trainer.restoring", "trainer.saves", "trainer.settings"),
+        "trainer.state",
     ),
     "trainer.watchdog": ("trainer.section",),
     "trainer.taken": ("shared", "trainer.guards"),

@@ -157,9 +157,9 @@ def build_loop(
         stage.model,
         {one.name: one.optimizer for one in objectives},
         {one.name: one.meter for one in objectives},
+        all_guards(config.guards, spikes, names, at_rest, streams, ranks),
         ema,
         loader,
-        all_guards(config.guards, spikes, names, at_rest, streams, ranks),
         ranks=ranks,
     )
     reporter = _reporter(config, stage, ranks)

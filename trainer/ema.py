@@ -31,7 +31,7 @@ class Ema:
         self.config = config
         self._live = averaged_tensors(model)
         self.tensors = {name: tensor.detach().clone() for name, tensor in self._live.items()}
-        averaged = next(iter(self.tensors.values()), torch.empty(0))  # a companion averages nothing
+        averaged = next(iter(self.tensors.values()), torch.empty(0))  # nothing may be averaged
         self.taken = torch.zeros((), dtype=torch.int64, device=averaged.device)
         """Updates taken in so far, counted where they are: on the device."""
 
@@ -79,6 +79,11 @@ class Ema:
             yield
         finally:
             _copy(live, own)
+
+
+def no_average() -> Ema:
+    """An average over nothing."""
+    return Ema(nn.Module(), EmaConfig())
 
 
 def averaged_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from shared.events import Finding, StepSkipped
 from trainer.errors import RunStopped
-from trainer.guards.base import StepView, Verdict, Vitals, Watched, verdict_on
+from trainer.guards.base import StepView, Verdict, Vitals, verdict_on
 from trainer.guards.panel import Judgement
 from trainer.incident import Incidents
 from trainer.news import merged
@@ -33,12 +33,11 @@ class Judging:
     def __init__(
         self,
         training: Judged,
-        watched: Watched,
         recovery: Recovery,
         reporter: Reporter,
         incidents: Incidents,
     ) -> None:
-        self._training, self._watched = training, watched
+        self._training = training
         self._recovery, self._reporter, self._incidents = recovery, reporter, incidents
         self._last_view: StepView | None = None
 
@@ -50,7 +49,7 @@ class Judging:
         findings: list[Finding] = []
         is_corrupt = False
         for vitals in measured:
-            view = StepView(vitals, sample_ids, self._watched, alarm=alarm)
+            view = StepView(vitals, sample_ids, state.watched, alarm=alarm)
             judgement = state.panel.judge(view)  # of each objective: ranks that compare must all do so
             if is_corrupt:
                 continue  # the others' scans would only say so again

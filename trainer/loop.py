@@ -16,7 +16,7 @@ from trainer.agreement import Agreement
 from trainer.checkpoint import Rung
 from trainer.errors import RunStopped
 from trainer.guards.at_rest import AtRest
-from trainer.guards.base import StepLosses, Vitals, Watched
+from trainer.guards.base import StepLosses, Vitals
 from trainer.guards.pieces import combine, piece_of
 from trainer.guards.randomness import Randomness
 from trainer.guards.streams import Streams
@@ -96,9 +96,7 @@ class Loop:
         self.losses: StepLosses | None = None
         self.last: Sequence[Vitals] = ()
         self._under_way: deque[Taken] = deque()
-        applied = {name: meter.applied for name, meter in state.meters.items()}
-        self._watched = Watched(state.model, state.optimizers, state.ema.tensors, applied, self._averaged)
-        self._judging = Judging(self, self._watched, recovery, reporter, incidents)
+        self._judging = Judging(self, recovery, reporter, incidents)
         self._agreement = Agreement(state, recovery, reporter)
         self._modes = HeldModes(state.model)
 
@@ -129,7 +127,7 @@ class Loop:
         """Get ready for the first step from the state as it is."""
         self.state.model.train()
         self._modes = HeldModes(self.state.model)
-        self.state.panel.rebase(self._watched)
+        self.state.rebase()
         self.recovery.begin()
 
     @property
@@ -292,7 +290,7 @@ class Loop:
             )
             incidents.went_back(rollback)
         finally:  # a command that finds nothing to go back to has taken the state away and put it back
-            self.state.panel.rebase(self._watched)
+            self.state.rebase()
 
     def save_checkpoint(self) -> None:
         """Hand a checkpoint of this step boundary, where everything has been judged, to the writer."""
@@ -301,9 +299,6 @@ class Loop:
     def is_sound(self) -> bool:
         """Whether the state passes a scan now; where it does not, the run goes back: see ``Judging``."""
         return self._judging.is_sound()
-
-    def _averaged(self) -> tuple[Tensor, Tensor]:
-        return self.state.ema.taken, self.state.ema.due_of(self.objectives[0].meter.applied)
 
     def _add_up_gradients(self) -> None:
         """Forward and backward, piece by piece; then ``losses`` are those of the whole batch."""

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 from torch import Tensor
@@ -25,7 +25,6 @@ from trainer.checkpoint import (
     Rung,
     SnapshotRing,
     Stop,
-    Stored,
     stage,
 )
 from trainer.common_ring import ring_and_writer
@@ -34,6 +33,7 @@ from trainer.factors import Factors, Lowered
 from trainer.incident import IncidentConfig
 from trainer.probe import Probe
 from trainer.reporting import Reporter
+from trainer.restoring import Restoring
 from trainer.saves import Saves
 from trainer.section import Section
 from trainer.settings import changes
@@ -73,6 +73,10 @@ class Arrival:
     source: Literal["snapshot", "checkpoint"]
     checkpoint: str | None = None
 
+    @classmethod
+    def at(cls, loaded: Loaded) -> Self:
+        return cls("checkpoint", loaded.record.name)
+
 
 class Recovery:
     """Keeps snapshots and checkpoints of ``state``; restores one when a guard or a person says so."""
@@ -94,6 +98,7 @@ class Recovery:
         self._protect_at: int | None = None
         changed: deque[Record] = deque()
         self.ring, self._writer = ring_and_writer(folder, config.ring, changed.append, state.ranks)
+        self._restoring = Restoring(self.ring, state, probe, config.probe_tolerance)
         self._saves = Saves(self._writer, changed, reporter, config.slow_after_s)
         self._snapshots = SnapshotRing()
         self._ladder = Ladder(config.ladder)
@@ -119,7 +124,7 @@ class Recovery:
         # the run's record may be lost, and no attempt's number may come twice: checkpoints are named by it
         seen = self._reporter.record.attempt
         self._reporter.record.attempt = max(seen, *(record.attempt for record in records))
-        loaded = self._take_over_newest(good_first=False)
+        loaded = self._restoring.newest(good_first=False)
         self.ring.invalidate_after(self._state.step, self._reporter.record.attempt)
         if "settings" in loaded.stored.facts:
             self._changed_settings = changes(loaded.stored.facts["settings"], self._settings)
@@ -251,7 +256,8 @@ class Recovery:
             rung = rung or self._next_rung(from_step)
             arrival = self._climb(from_step, rung)
         else:
-            arrival = self._to_checkpoint(at_most)
+            before_step = None if at_most is None else at_most + 1
+            arrival = Arrival.at(self._restoring.newest_or_stay(before_step=before_step))
         to_step = self._state.step
         self._snapshots.drop_after(to_step)
         self.ring.invalidate_after(to_step, attempt)
@@ -349,47 +355,9 @@ class Recovery:
             return Arrival("snapshot")
         assert isinstance(rung, LoadCheckpoint)
         try:
-            return self._load(rung.before_step)
+            return Arrival.at(self._restoring.newest(before_step=rung.before_step))
         except NoValidCheckpoint as error:
             raise RunStopped(f"step {step}: {error}") from error
-
-    def _to_checkpoint(self, at_most: int | None) -> Arrival:
-        here = stage(self._state.parts()), self._state.facts()
-        try:
-            return self._load(None if at_most is None else at_most + 1)
-        except (NoValidCheckpoint, OSError):
-            self._state.restore(*here)
-            raise
-
-    def _load(self, before_step: int | None) -> Arrival:
-        return Arrival("checkpoint", self._take_over_newest(before_step=before_step).record.name)
-
-    def _take_over_newest(self, *, before_step: int | None = None, good_first: bool = True) -> Loaded:
-        """See ``CheckpointRing.load_newest``.
-
-        Moments that a checkpoint had none of are there again for the next one, whichever rank refused it.
-        """
-        held = self._state.held_moments()
-
-        def accept(stored: Stored) -> str | None:
-            self._state.hold_moments(held)
-            return self._take_over(stored)
-
-        try:
-            return self.ring.load_newest(before_step=before_step, good_first=good_first, accept=accept)
-        except (NoValidCheckpoint, OSError):
-            self._state.hold_moments(held)
-            raise
-
-    def _take_over(self, stored: Stored) -> str | None:
-        """Restore and prove it: why the checkpoint is not the state that was saved, or None."""
-        try:
-            self._state.restore(stored.parts, stored.facts)
-        except ValueError as error:
-            return str(error)
-        if self._probe is None:
-            return None
-        return self._probe.difference(stored.facts["probe"], self._state.step, self.config.probe_tolerance)
 
     def _stop_or(self, rung: object) -> None:
         self._reporter.record.ladder = self._ladder.state_dict()

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainer.checkpoint.layout import match
-from trainer.ema import Ema
+from trainer.ema import Ema, no_average
+from trainer.foreign import ForeignData
+from trainer.guards.base import Watched
 from trainer.guards.loss_scale import LossScale
 from trainer.guards.panel import Panel
 from trainer.guards.vitals import Meter
@@ -95,12 +98,23 @@ class TrainState:
     model: nn.Module
     optimizers: Mapping[str, Optimizer]
     meters: Mapping[str, Meter]
-    ema: Ema
-    loader: Positioned
     panel: Panel
+    ema: Ema = field(default_factory=no_average)
+    loader: Positioned = field(default_factory=ForeignData)
     step: int = 0
     iteration: int = 0
     ranks: Ranks = field(default_factory=Ranks)
+
+    @cached_property
+    def watched(self) -> Watched:
+        """What the guards look at."""
+        applied = {name: meter.applied for name, meter in self.meters.items()}
+        averaged = self._averaged if self.ema.tensors else None
+        return Watched(self.model, self.optimizers, self.ema.tensors, applied, averaged)
+
+    def rebase(self) -> None:
+        """It was set from outside (start, resume, rollback): guards that compare start from here."""
+        self.panel.rebase(self.watched)
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
         """The live tensors by part and name; the caller copies them."""
@@ -176,8 +190,7 @@ class TrainState:
         self.model.zero_grad(set_to_none=True)
         for name, meter in self.meters.items():
             meter.restore(saved.applied[name], saved.iteration)
-        first = next(iter(self.meters.values())).applied
-        self.ema.taken.copy_(self.ema.due_of(first))
+        self.ema.taken.copy_(self._averaged()[1])
         if saved.averaged is not None:
             self.ema.taken.fill_(saved.averaged)
         for name, scale in self._loss_scales():
@@ -202,6 +215,10 @@ class TrainState:
             "optimizer": self._moments(),
             "random": random_tensors(self._device),
         }
+
+    def _averaged(self) -> tuple[Tensor, Tensor]:
+        """Updates that the average has taken in, and those that were due."""
+        return self.ema.taken, self.ema.due_of(next(iter(self.meters.values())).applied)
 
     @property
     def _device(self) -> torch.device:

@@ -32,6 +32,16 @@ class StepLosses(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class PlainLoss:
+    """A step's loss and nothing more: neither parts nor samples are told."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    per_sample: Tensor | None = None
+    times: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Vitals:
     """The numbers of one objective's step, on the host. Any of the measured ones may be NaN or infinite.
 

@@ -29,13 +29,13 @@ from shared.exchange import RunSpec
 from trainer.all_guards import all_guards
 from trainer.checkpoint import Rung
 from trainer.errors import ConfigError, RunStopped
-from trainer.guards.base import Verdict, Vitals, Watched
+from trainer.guards.base import PlainLoss, Verdict, Vitals
 from trainer.guards.host_meter import HostMeter
 from trainer.guards.limits import Limits
 from trainer.guards.panel import Judgement
 from trainer.guards.spike import Spike
 from trainer.incident import Incidents
-from trainer.integrations.foreign import ForeignData, ForeignLosses, meter_for, no_average, record_in
+from trainer.integrations.foreign import meter_for, record_in
 from trainer.integrations.rates import LentRates
 from trainer.integrations.settings import CompanionConfig
 from trainer.judging import Judging
@@ -86,10 +86,7 @@ class Companion:
         self.meter = meter_for(_LOSS, model, optimizer, max_norm or torch.finfo(torch.float32).max, limits)
         spike = Spike(_LOSS, config.guards.spike, limits=limits)
         panel = all_guards(config.guards, [spike], [_LOSS])
-        self.state = TrainState(
-            model, {_LOSS: optimizer}, {_LOSS: self.meter}, no_average(), ForeignData(), panel
-        )
-        self._watched = Watched(model, {_LOSS: optimizer}, applied={_LOSS: self.meter.applied})
+        self.state = TrainState(model, {_LOSS: optimizer}, {_LOSS: self.meter}, panel)
         self._loss: Tensor | None = None
         self._begun = self._noted = time.perf_counter()
         self._rates = LentRates(optimizer)
@@ -135,10 +132,10 @@ class Companion:
         self.incidents = Incidents(
             self.config.recovery.incidents, self.reporter, folder, {"run": self.config.run}
         )
-        self._judging = Judging(self, self._watched, self.recovery, self.reporter, self.incidents)
+        self._judging = Judging(self, self.recovery, self.reporter, self.incidents)
         self._orders = Orders(self.reporter)
         self.recovery.ring.invalidate_after(step, record.attempt)
-        self.state.panel.rebase(self._watched)
+        self.state.rebase()
         link.start()
         self.reporter.attempt(step, "resume" if step else "start")
 
@@ -158,7 +155,7 @@ class Companion:
         if self._loss is None:  # the framework left this batch out
             return
         self._is_amid_update, self._is_amid_forward = True, False
-        self.meter.measure(ForeignLosses(self._loss))
+        self.meter.measure(PlainLoss(self._loss))
         if isinstance(self.meter, HostMeter) and not self.meter.allows():
             for parameter in self.state.model.parameters():
                 parameter.grad = None
@@ -261,7 +258,7 @@ class Companion:
             )
             self.incidents.went_back(rollback)
         finally:
-            self.state.panel.rebase(self._watched)
+            self.state.rebase()
 
     def _keep_the_end(self) -> str:
         """Keep the last state, or the one before it that is sound; in words what that cost, if anything."""

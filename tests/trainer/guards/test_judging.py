@@ -34,12 +34,13 @@ def test_each_objective_is_judged_on_every_rank_and_only_the_first_corruption_is
 ) -> None:
     """A guard may compare ranks: one that left early would leave the others waiting for it."""
     guard = Corrupt()
-    state = SimpleNamespace(step=1, panel=Panel([guard]), ranks=SimpleNamespace(pool=lambda own: [own]))
+    ranks = SimpleNamespace(pool=lambda own: [own])
+    state = SimpleNamespace(step=1, panel=Panel([guard]), ranks=ranks, watched=new_training().watched)
     training: Any = SimpleNamespace(state=state)
     recovery: Any = SimpleNamespace(is_due=lambda step: False)
     reporter: Any = None
     incidents: Any = None
-    judging = Judging(training, new_training().watched, recovery, reporter, incidents)
+    judging = Judging(training, recovery, reporter, incidents)
     judgement = judging.ask([vitals(objective="autoencoder"), vitals(objective="discriminator")])
     assert guard.asked == ["autoencoder", "discriminator"]
     assert [finding.message for finding in judgement.findings] == ["autoencoder"]

@@ -224,7 +224,7 @@ class World:
         self.run("bad-file", steps=50)
         config = self.lab.config("bad-file")
         loop = build_loop(config, self.lab.stage(config, steps=60), ranks=self.ranks)
-        own = loop.recovery._take_over
+        own = loop.recovery._restoring._take_over
 
         def refuse(stored: Any) -> str | None:
             if self.ranks.number == 1 and stored.manifest.step == 50:
@@ -232,7 +232,7 @@ class World:
             answer: str | None = own(stored)
             return answer
 
-        loop.recovery._take_over = refuse
+        loop.recovery._restoring._take_over = refuse
         name = loop.recovery.resume()
         loop.recovery.close()
         return {"name": name, "step": loop.state.step}
