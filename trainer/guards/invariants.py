@@ -174,8 +174,8 @@ class Invariants:
         return steps + self._late, rates + self._late * _highest_rate(adam.optimizer)
 
     def _tell(self, view: StepView, problems: list[str]) -> Finding:
-        message = _in_words(problems)
-        return finding(self.name, view, Severity.CRITICAL, message, problems=len(problems))
+        message, first = _in_words(problems), problems[0].partition(": ")[2].partition(",")[0]
+        return finding(self.name, view, Severity.CRITICAL, message, problems=len(problems), first=first)
 
 
 def _in_words(problems: list[str]) -> str:

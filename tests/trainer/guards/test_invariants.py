@@ -46,7 +46,7 @@ def test_a_weight_that_moved_further_than_adam_can_is_corrupt(
     assert finding is not None
     assert finding.severity is Severity.CRITICAL
     assert finding.message.startswith("weights moved further than Adam can: inner.0.weight, ")
-    assert finding.reading["problems"] == 1
+    assert (finding.reading["problems"], finding.reading["first"]) == (1, "inner.0.weight")
 
 
 def test_after_a_rollback_motion_counts_from_the_restored_state(
