@@ -60,10 +60,18 @@ class Connection:
         return found
 
     def _exactly(self, length: int) -> bytes:
-        while len(self._read) < length:
-            self._more()
         found, self._read = self._read[:length], self._read[length:]
-        return found
+        if len(found) == length:
+            return found
+        whole = bytearray(length)  # a body is read in place: adding to bytes copies all of it again and again
+        whole[: len(found)] = found
+        rest = memoryview(whole)[len(found) :]
+        while rest:
+            size = self._socket.recv_into(rest)
+            if not size:
+                raise ConnectionError("the server closed the connection")
+            rest = rest[size:]
+        return bytes(whole)
 
     def _more(self) -> None:
         some = self._socket.recv(1 << 18)

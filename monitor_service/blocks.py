@@ -9,7 +9,8 @@ of every double comes back.
 import json
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,18 +70,44 @@ def pack_axis(rows: Rows) -> bytes:
     return zstd.compress(head + b"".join(columns), LEVEL)
 
 
-def unpack_axis(payload: bytes) -> Rows:
-    """The rows of a block, with no series yet."""
-    raw = zstd.decompress(payload)
-    num_rows, num_runs, length = _AXIS_HEAD.unpack_from(raw)
-    offset = _AXIS_HEAD.size
-    step = _unpack_ints(raw, num_rows, offset)
-    time = np.add.accumulate(_unshuffled(raw, num_rows, offset + 8 * num_rows, "<i8")).view("<f8")
-    offset += 16 * num_rows
-    session, seq, count = (_unpack_ints(raw, num_runs, offset + 8 * num_runs * n) for n in range(3))
-    offset += 24 * num_runs
-    sessions = tuple(json.loads(raw[offset : offset + length]))
-    return Rows(step, time, sessions, np.repeat(session, count), np.repeat(seq, count), {})
+def unpack(axes: Sequence[bytes], payloads: Mapping[str, Sequence[bytes | None]]) -> Rows:
+    """The rows of some blocks, one block behind another.
+
+    Args:
+        payloads: of each series its chunk in each block, ``None`` where it has none.
+    """
+    axis, num_rows = _unpack_axes(axes)
+    return replace(axis, series={name: _unpack_values(some, num_rows) for name, some in payloads.items()})
+
+
+def _unpack_axes(axes: Sequence[bytes]) -> tuple[Rows, Sequence[int]]:
+    """Rows with no series yet, and how many are of each block."""
+    raws = [zstd.decompress(axis) for axis in axes]
+    heads = [_AXIS_HEAD.unpack_from(raw) for raw in raws]
+    num_rows, num_runs, lengths = (list(column) for column in zip(*heads, strict=True))
+    steps, times, ends = ([_AXIS_HEAD.size + 8 * rows * n for rows in num_rows] for n in range(3))
+    step = _unpack_ints(raws, num_rows, steps)
+    time = _summed(_unshuffled(raws, num_rows, times, "<i8"), num_rows).view("<f8")
+    session, seq, count = (
+        _unpack_ints(raws, num_runs, [end + 8 * runs * n for end, runs in zip(ends, num_runs, strict=True)])
+        for n in range(3)
+    )
+    begins = [end + 24 * runs for end, runs in zip(ends, num_runs, strict=True)]
+    texts = [raw[begin : begin + length] for raw, begin, length in zip(raws, begins, lengths, strict=True)]
+    sessions, session = _numbered_alike(texts, session, num_runs)
+    return Rows(step, time, sessions, np.repeat(session, count), np.repeat(seq, count), {}), num_rows
+
+
+def _numbered_alike(
+    texts: Sequence[bytes], session: Ints, counts: Sequence[int]
+) -> tuple[tuple[str, ...], Ints]:
+    """The names of all sessions in order, and each number in its block's own list as one in theirs."""
+    told = {text: json.loads(text) for text in set(texts)}
+    sessions = tuple(sorted({name for names in told.values() for name in names}))
+    places = {text: [sessions.index(name) for name in names] for text, names in told.items()}
+    begins = np.cumsum([0, *(len(places[text]) for text in texts[:-1])])
+    table = np.array([place for text in texts for place in places[text]], np.int64)
+    return sessions, table[session + np.repeat(begins, counts)]
 
 
 def pack_values(values: Values) -> bytes:
@@ -91,16 +118,38 @@ def pack_values(values: Values) -> bytes:
     return zstd.compress(bytes([is_full]) + bits + _shuffled(kept), LEVEL)
 
 
-def unpack_values(payload: bytes, num_rows: int) -> Values:
-    """What ``pack_values`` packed for a block of ``num_rows`` rows."""
-    raw = zstd.decompress(payload)
-    if raw[0]:
-        return Values(_unshuffled(raw, num_rows, 1, "<f8"), np.ones(num_rows, bool))
-    num_bytes = (num_rows + 7) // 8
-    is_there = np.unpackbits(np.frombuffer(raw, np.uint8, num_bytes, 1), count=num_rows).astype(bool)
-    value = np.zeros(num_rows)
-    value[is_there] = _unshuffled(raw, int(is_there.sum()), 1 + num_bytes, "<f8")
+def _unpack_values(payloads: Sequence[bytes | None], num_rows: Sequence[int]) -> Values:
+    """What ``pack_values`` packed for blocks of so many rows."""
+    raws = [
+        _nothing(rows) if payload is None else zstd.decompress(payload)
+        for payload, rows in zip(payloads, num_rows, strict=True)
+    ]
+    if all(raw[0] for raw in raws):
+        every = _unshuffled(raws, num_rows, [1] * len(raws), "<f8")
+        return Values(every, np.ones(len(every), bool))
+    there = [_places(raw, rows) for raw, rows in zip(raws, num_rows, strict=True)]
+    counts = [int(one.sum()) for one in there]
+    begins = [1 if raw[0] else 1 + _num_bytes(rows) for raw, rows in zip(raws, num_rows, strict=True)]
+    is_there = np.concatenate(there)
+    value = np.zeros(len(is_there))
+    value[is_there] = _unshuffled(raws, counts, begins, "<f8")
     return Values(value, is_there)
+
+
+def _places(raw: bytes, num_rows: int) -> Bools:
+    """Which rows of a block have a value."""
+    if raw[0]:
+        return np.ones(num_rows, bool)
+    return np.unpackbits(np.frombuffer(raw, np.uint8, _num_bytes(num_rows), 1), count=num_rows).astype(bool)
+
+
+def _nothing(num_rows: int) -> bytes:
+    """Values of which none is there."""
+    return bytes(1 + _num_bytes(num_rows))
+
+
+def _num_bytes(num_rows: int) -> int:
+    return (num_rows + 7) // 8
 
 
 def header_of(step: Ints, time: Floats, value: Floats) -> bytes:
@@ -133,12 +182,6 @@ def chunks_of(rows: Rows) -> dict[str, tuple[bytes, bytes]]:
     return chunks
 
 
-def with_chunks(axis: Rows, payloads: Mapping[str, bytes]) -> Rows:
-    """The rows of a block with those series whose payloads are given."""
-    series = {name: unpack_values(payload, len(axis)) for name, payload in payloads.items()}
-    return Rows(axis.step, axis.time, axis.sessions, axis.session, axis.seq, series)
-
-
 def _run_begins(rows: Rows) -> NDArray[np.intp]:
     """Where a row comes from another batch than the row before it."""
     is_other = (rows.session[1:] != rows.session[:-1]) | (rows.seq[1:] != rows.seq[:-1])
@@ -151,9 +194,16 @@ def _pack_ints(numbers: NDArray[Any]) -> bytes:
     return _shuffled(np.diff(changes, prepend=np.int64(0)))
 
 
-def _unpack_ints(raw: bytes, count: int, offset: int) -> Ints:
-    twice = _unshuffled(raw, count, offset, "<i8")
-    return np.add.accumulate(np.add.accumulate(twice))
+def _unpack_ints(raws: Sequence[bytes], counts: Sequence[int], begins: Sequence[int]) -> Ints:
+    """What ``_pack_ints`` packed: of each raw so many numbers, from its own place on."""
+    return _summed(_summed(_unshuffled(raws, counts, begins, "<i8"), counts), counts)
+
+
+def _summed(changes: Ints, counts: Sequence[int]) -> Ints:
+    """Running sums that begin anew after each of ``counts`` (none of them 0), written over the changes."""
+    begins = np.cumsum([0, *counts[:-1]])
+    changes[begins[1:]] -= np.add.reduceat(changes, begins)[:-1]
+    return np.add.accumulate(changes, out=changes)
 
 
 def _shuffled(numbers: NDArray[Any]) -> bytes:
@@ -161,7 +211,11 @@ def _shuffled(numbers: NDArray[Any]) -> bytes:
     return np.ascontiguousarray(numbers).view(np.uint8).reshape(len(numbers), 8).T.tobytes()
 
 
-def _unshuffled(raw: bytes, count: int, offset: int, kind: str) -> NDArray[Any]:
-    """``count`` eight-byte numbers, their bytes in order again."""
-    columns = np.frombuffer(raw, np.uint8, 8 * count, offset).reshape(8, count)
-    return np.frombuffer(columns.tobytes("F"), kind)
+def _unshuffled(raws: Sequence[bytes], counts: Sequence[int], begins: Sequence[int], kind: str) -> Any:
+    """Eight-byte numbers, their bytes in order again: of each raw so many, from its own place on."""
+    places = list(zip(raws, counts, begins, strict=True))
+    numbers = np.empty((sum(counts), 8), np.uint8)
+    for n in range(8):
+        some = [raw[begin + n * count : begin + (n + 1) * count] for raw, count, begin in places]
+        numbers[:, n] = np.frombuffer(b"".join(some), np.uint8)
+    return numbers.view(kind).ravel()

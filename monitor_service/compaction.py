@@ -229,7 +229,7 @@ def _load(connection: Connection, block_id: int) -> Rows:
     )
     if axis is None:  # gone meanwhile: then the run's compactions have counted on, and nothing is carried out
         return merge([])
-    return blocks.with_chunks(blocks.unpack_axis(axis), {row.name: row.payload for row in rows})
+    return blocks.unpack([axis], {row.name: [row.payload] for row in rows})
 
 
 def _series_ids(connection: Connection, run_id: int, names: set[str]) -> dict[str, int]:

@@ -1,29 +1,38 @@
-"""Reads the points of stored series: from blocks, and from the batches that are not compacted yet."""
+"""Reads the points of stored series, every one or gathered in ranges of steps."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Connection, Row, select
+from sqlalchemy import Connection, Row, bindparam, select
 
-from monitor_service import blocks, series, tables
+from monitor_service import series, tables
 from monitor_service.blocks import HEADER, Headers
 from monitor_service.errors import NotFound, wrong_query
-from monitor_service.rows import Points, Rows, chain, merge
+from monitor_service.prepared import Prepared
+from monitor_service.rows import Bools, Ints, Points, Rows, chain, merge
 from monitor_service.series import Buckets, Stretch
+from monitor_service.stored import Kept, Stored, ToldBy
 
 EFFECTIVE, ALL = "effective", "all"
+
+_KNOWN = tables.attempts.c
+_STARTS = Prepared(
+    select(_KNOWN.attempt, _KNOWN.start_step)
+    .where(_KNOWN.run_id == bindparam("run"))
+    .order_by(_KNOWN.attempt)
+)
 
 
 def read(
     connection: Connection,
     run: Row[Any],
     names: Sequence[str],
-    attempt: str,
-    from_step: int | None,
-    to_step: int | None,
+    attempt: str = EFFECTIVE,
+    from_step: int | None = None,
+    to_step: int | None = None,
 ) -> dict[str, Points]:
     """Points of each series in ``names``, sorted by step (by attempt first, with ``all``).
 
@@ -37,13 +46,13 @@ def read(
         NotFound: the run never sent one of the series.
         InvalidMessage: ``attempt`` is something else.
     """
-    _refuse_unknown(run, names)
     parts: dict[str, list[Points]] = {name: [] for name in names}
-    for stretch in _stretches(connection, run.id, attempt, from_step, to_step):
-        stored = _Stored(connection, run.id, names, stretch)
-        rows = merge([*stored.load(stored.touched()), *stored.batches()]).within(stretch.first, stretch.last)
+    for stored in _stored(connection, run, names, attempt, from_step, to_step):
+        kept = stored.kept()
+        every = np.ones(len(kept.id), bool)
+        rows = merge([*stored.load(kept, every), *stored.batches()]).within(stored.first, stored.last)
         for name in names:
-            parts[name].append(rows.points(name, stretch.attempt))
+            parts[name].append(rows.points(name, stored.attempt))
     return {name: chain(some) for name, some in parts.items()}
 
 
@@ -52,17 +61,40 @@ def gather(
     run: Row[Any],
     names: Sequence[str],
     buckets: int,
-    attempt: str,
-    from_step: int | None,
-    to_step: int | None,
+    attempt: str = EFFECTIVE,
+    from_step: int | None = None,
+    to_step: int | None = None,
 ) -> dict[str, Buckets]:
     """Each series as at most ``buckets`` ranges of steps; arguments and errors as of ``read``.
 
-    Blocks that fit into one range are told by their headers; only the others are unpacked.
+    Blocks that fit into one range are told by their headers; only the others are unpacked. One stretch at a
+    time, so not with ``all``.
     """
+    if attempt == ALL:
+        raise wrong_query("attempt", attempt, "buckets go with 'effective' or the number of an attempt")
     outline = Outline.read(connection, run, names, attempt, from_step, to_step)
     told = outline.told(_width(outline.ends, buckets))
     return {name: series.gather(headers, single, buckets) for name, (headers, single) in told.items()}
+
+
+def _stored(
+    connection: Connection,
+    run: Row[Any],
+    names: Sequence[str],
+    attempt: str,
+    from_step: int | None,
+    to_step: int | None,
+) -> list[Stored]:
+    """What to read of which attempt, cut to the range asked for, in the order of steps (or of attempts)."""
+    _refuse_unknown(run, names)
+    number = _number(attempt)
+    starts = [(row.attempt, row.start_step) for row in _STARTS.all(connection, run=run.id)]
+    if attempt == EFFECTIVE:
+        found = series.effective_stretches(starts)
+    else:
+        found = [Stretch(one, 0, None) for one, _ in starts if number in (None, one)]
+    cut = [(one.attempt, *_ends(one, from_step, to_step)) for one in found]
+    return [Stored.of(connection, run, names, *span) for span in cut if span[1] <= span[2]]
 
 
 def _refuse_unknown(run: Row[Any], names: Sequence[str]) -> None:
@@ -80,145 +112,52 @@ def _number(attempt: str) -> int | None:
     return int(attempt)
 
 
-def _stretches(
-    connection: Connection, run_id: int, attempt: str, from_step: int | None, to_step: int | None
-) -> list[Stretch]:
-    """What to read of which attempt, cut to the range asked for, in the order of steps (or of attempts)."""
-    number, known = _number(attempt), tables.attempts.c
-    query = select(known.attempt, known.start_step).where(known.run_id == run_id)
-    starts = [(row.attempt, row.start_step) for row in connection.execute(query.order_by(known.attempt))]
-    if attempt == EFFECTIVE:
-        found = series.effective_stretches(starts)
-    else:
-        found = [Stretch(one, 0, None) for one, _ in starts if number in (None, one)]
-    cut = [_cut(stretch, from_step, to_step) for stretch in found]
-    return [stretch for stretch in cut if stretch.last is None or stretch.first <= stretch.last]
-
-
-def _cut(stretch: Stretch, from_step: int | None, to_step: int | None) -> Stretch:
+def _ends(stretch: Stretch, from_step: int | None, to_step: int | None) -> tuple[int, int]:
     lasts = [step for step in (stretch.last, to_step) if step is not None]
-    return Stretch(stretch.attempt, max(stretch.first, from_step or 0), min(lasts, default=None))
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """What is stored of some series in one stretch."""
-
-    connection: Connection
-    run_id: int
-    names: Sequence[str]
-    stretch: Stretch
-
-    def batches(self) -> list[Rows]:
-        """Batches that are not compacted yet."""
-        known = tables.batches.c
-        query = select(known.session, known.seq, known.payload).where(
-            *self._touching(known), known.payload.is_not(None)
-        )
-        found = [series.unpack(row.payload, row.session, row.seq, self.names) for row in self._all(query)]
-        return [rows.within(self.stretch.first, self.stretch.last) for rows in found]
-
-    def touched(self) -> Sequence[Row[Any]]:
-        """Blocks that touch the stretch, by step."""
-        known = tables.blocks.c
-        query = select(known.id, known.first_step, known.last_step, known.axis.is_not(None).label("is_kept"))
-        return self._all(query.where(*self._touching(known)).order_by(known.first_step))
-
-    def load(self, some: Iterable[Row[Any]]) -> list[Rows]:
-        """The rows of these blocks; blocks of which only the headers are kept have none."""
-        axes, packed = self._payloads([block.id for block in some if block.is_kept])
-        return [blocks.with_chunks(blocks.unpack_axis(axes[id_]), packed[id_]) for id_ in axes]
-
-    def headers(self) -> dict[str, dict[int, bytes]]:
-        """The header of each chunk, by series and block."""
-        known = tables.chunks.c
-        query = (
-            select(tables.series.c.name, known.block_id, known.header)
-            .join_from(tables.blocks, tables.chunks, known.block_id == tables.blocks.c.id)
-            .join(tables.series, tables.series.c.id == known.series_id)
-            .where(*self._touching(tables.blocks.c), *self._named())
-        )
-        found: dict[str, dict[int, bytes]] = {name: {} for name in self.names}
-        for row in self._all(query):
-            found[row.name][row.block_id] = row.header
-        return found
-
-    def _payloads(self, ids: Sequence[int]) -> tuple[dict[int, bytes], dict[int, dict[str, bytes]]]:
-        axes: dict[int, bytes] = {}
-        packed: dict[int, dict[str, bytes]] = {id_: {} for id_ in ids}
-        known = tables.chunks.c
-        for begin in range(0, len(ids), 500):
-            some = ids[begin : begin + 500]
-            query = select(tables.blocks.c.id, tables.blocks.c.axis).where(tables.blocks.c.id.in_(some))
-            axes.update({row.id: row.axis for row in self._all(query) if row.axis is not None})
-            chunks = (
-                select(known.block_id, tables.series.c.name, known.payload)
-                .join(tables.series, tables.series.c.id == known.series_id)
-                .where(known.block_id.in_(some), *self._named())
-            )
-            for row in self._all(chunks):
-                packed[row.block_id][row.name] = row.payload
-        return axes, packed
-
-    def _named(self) -> list[ColumnElement[bool]]:
-        return [tables.series.c.run_id == self.run_id, tables.series.c.name.in_(self.names)]
-
-    def _touching(self, known: Any) -> Iterator[ColumnElement[bool]]:
-        """Conditions on ``batches`` or ``blocks``."""
-        yield known.run_id == self.run_id
-        yield known.attempt == self.stretch.attempt
-        yield known.last_step >= self.stretch.first
-        if self.stretch.last is not None:
-            yield known.first_step <= self.stretch.last
-
-    def _all(self, query: Any) -> Sequence[Row[Any]]:
-        return self.connection.execute(query).all()
+    return max(stretch.first, from_step or 0), min(lasts, default=tables.LARGEST_INTEGER)
 
 
 @dataclass(frozen=True)
 class _Look:
     """A stretch before it is decided which of its blocks are unpacked."""
 
-    stored: _Stored
-    blocks: Sequence[Row[Any]]
+    stored: Stored
+    kept: Kept
     tail: Rows
-    headers: dict[str, dict[int, bytes]]
+    told_by: Mapping[str, ToldBy]
+
+    @classmethod
+    def at(cls, stored: Stored) -> "_Look":
+        told_by = {name: stored.told_by(name) for name in stored.names}
+        return cls(stored, stored.kept(), merge(stored.batches()), told_by)
 
     def ends(self, name: str) -> tuple[int, int] | None:
         """First and last step of a series; a block that the stretch cuts counts up to the cut."""
-        stretch = self.stored.stretch
-        headers = _as_array(self.headers[name].values())
-        steps = self.tail.points(name, 0).step
-        if not len(headers) and not len(steps):
+        headers, steps = self.told_by[name].headers, self.tail.points(name, 0).step
+        firsts = np.concatenate([headers["first_step"], steps[:1]])
+        lasts = np.concatenate([headers["last_step"], steps[-1:]])
+        if not len(firsts):
             return None
-        first = min([*headers["first_step"].tolist(), *steps[:1].tolist()])
-        last = max([*headers["last_step"].tolist(), *steps[-1:].tolist()])
-        return max(first, stretch.first), last if stretch.last is None else min(last, stretch.last)
+        return max(int(firsts.min()), self.stored.first), min(int(lasts.max()), self.stored.last)
 
-    def whole(self, name: str, without: Collection[int]) -> Headers:
+    def whole(self, name: str, without: Ints) -> Headers:
         """The headers of a series' chunks, but for those of some blocks."""
-        return _as_array([header for id_, header in self.headers[name].items() if id_ not in without])
+        told_by = self.told_by[name]
+        return told_by.headers[~np.isin(told_by.block, without)]
 
-    def unpacked(self, width: int) -> tuple[Rows, Collection[int]]:
+    def unpacked(self, width: int) -> tuple[Rows, Ints]:
         """The rows that are told one by one, and the blocks that some of them are from."""
-        stretch = self.stored.stretch
-        some = [block for block in self.blocks if self._must_unpack(block, width)]
-        rows = merge([*self.stored.load(some), self.tail]).within(stretch.first, stretch.last)
-        return rows, {block.id for block in some}
+        wanted = self._must_unpack(width)
+        rows = merge([*self.stored.load(self.kept, wanted), self.tail])
+        return rows.within(self.stored.first, self.stored.last), self.kept.id[wanted]
 
-    def _must_unpack(self, block: Row[Any], width: int) -> bool:
-        """It is wider than a range, cut by the stretch, or mixed with batches that came late."""
-        if not block.is_kept:
-            return False
-        stretch, tail = self.stored.stretch, self.tail.step
-        if block.last_step - block.first_step + 1 > width or block.first_step < stretch.first:
-            return True
-        if stretch.last is not None and block.last_step > stretch.last:
-            return True
-        if not len(tail) or block.last_step < tail[0]:
-            return False
-        begin, end = np.searchsorted(tail, [block.first_step, block.last_step + 1])
-        return bool(begin < end)
+    def _must_unpack(self, width: int) -> Bools:
+        """Blocks that are wider than a range, cut by the stretch, or mixed with batches that came late."""
+        first, last, stored = self.kept.first_step, self.kept.last_step, self.stored
+        is_cut = (first < stored.first) | (last > stored.last)
+        is_mixed = np.searchsorted(self.tail.step, first) < np.searchsorted(self.tail.step, last, "right")
+        found: Bools = (last - first >= width) | is_cut | is_mixed
+        return found
 
 
 @dataclass(frozen=True)
@@ -239,12 +178,8 @@ class Outline:
         to_step: int | None = None,
     ) -> "Outline":
         """Headers, and batches that are not compacted yet; arguments and errors as of ``read`` above."""
-        _refuse_unknown(run, names)
-        looks = []
-        for stretch in _stretches(connection, run.id, attempt, from_step, to_step):
-            stored = _Stored(connection, run.id, names, stretch)
-            looks.append(_Look(stored, stored.touched(), merge(stored.batches()), stored.headers()))
-        return cls(names, looks)
+        stored = _stored(connection, run, names, attempt, from_step, to_step)
+        return cls(names, [_Look.at(one) for one in stored])
 
     @property
     def ends(self) -> tuple[int, int] | None:
@@ -261,12 +196,8 @@ class Outline:
             rows, ids = look.unpacked(width)
             for name in self.names:
                 headers[name].append(look.whole(name, ids))
-                single[name].append(rows.points(name, look.stored.stretch.attempt))
+                single[name].append(rows.points(name, look.stored.attempt))
         return {name: (np.concatenate(headers[name]), chain(single[name])) for name in self.names}
-
-
-def _as_array(headers: Iterable[bytes]) -> Headers:
-    return np.frombuffer(b"".join(headers), HEADER)
 
 
 def _width(ends: tuple[int, int] | None, buckets: int) -> int:

@@ -31,6 +31,8 @@ class _Form:
     """The values as the driver takes them all: by name, or by place."""
     readers: Sequence[tuple[int, Processor]]
     """What turns a column into a value, for those that need it."""
+    width: int
+    """So many columns."""
     row: Callable[[Iterable[Any]], Any]
 
     def values(self, given: Mapping[str, Any]) -> Any:
@@ -57,6 +59,15 @@ class Prepared:
         """The rows that a query finds, as named tuples."""
         form = self._form(connection.dialect)
         return [form.read(row) for row in _carry_out(connection, form, values).fetchall()]
+
+    def columns(self, connection: Connection, **values: Any) -> Any:
+        """The same turned round, a sequence for each column: cheaper where there are thousands of rows."""
+        form = self._form(connection.dialect)
+        rows = _carry_out(connection, form, values).fetchall()
+        columns: list[Any] = list(zip(*rows, strict=True)) or [()] * form.width
+        for place, read in form.readers:
+            columns[place] = [read(one) for one in columns[place]]
+        return form.row(columns)
 
     def first(self, connection: Connection, **values: Any) -> Any:
         """The first row, or ``None``."""
@@ -101,6 +112,7 @@ def _form_of(statement: Any, dialect: Dialect) -> _Form:
         fixed={name: writers[name](value) if name in writers else value for name, value in held.items()},
         places=_by_place(compiled.positiontup) if compiled.positional else dict,
         readers=[(place, read) for place, read in enumerate(readers) if read is not None],
+        width=len(columns),
         row=make("Found", [column.key for column in columns])._make,
     )
 

@@ -7,16 +7,14 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, func, select
 
 from monitor_service import checkpoints as checkpoint_notes
-from monitor_service import ledger, points, tables
+from monitor_service import ledger, tables
 from monitor_service.commands import as_command
-from monitor_service.errors import NotFound, wrong_query
+from monitor_service.errors import NotFound
 from monitor_service.facts import Facts
 from monitor_service.health import RunStatus
 from monitor_service.span import Span
 from monitor_service.views import (
     AttemptView,
-    BucketColumns,
-    BucketSeries,
     CheckpointPage,
     CheckpointView,
     CommandChange,
@@ -28,8 +26,6 @@ from monitor_service.views import (
     Gap,
     HealthView,
     LastGood,
-    RawColumns,
-    RawSeries,
     RunDetail,
     SessionPage,
     SessionView,
@@ -65,47 +61,6 @@ def health(connection: Connection, run: str) -> HealthView:
         needs_person=judged.needs_person,
         open_commands=_commands(connection, row, tables.commands.c.state.in_(OPEN_COMMAND_STATES)),
     )
-
-
-def raw_series(
-    connection: Connection,
-    run: str,
-    names: Sequence[str],
-    *,
-    attempt: str = points.EFFECTIVE,
-    from_step: int | None = None,
-    to_step: int | None = None,
-) -> RawSeries:
-    """Every point of some series.
-
-    Args:
-        attempt: ``effective`` (without abandoned steps), ``all``, or one attempt's number.
-        from_step, to_step: both included.
-
-    Raises:
-        NotFound: no such run, or it never sent such a series.
-    """
-    found = points.read(connection, run_row(connection, run), names, attempt, from_step, to_step)
-    columns = {name: RawColumns.of(some) for name, some in found.items()}
-    return RawSeries.model_construct(run=run, attempt=attempt, series=columns)
-
-
-def bucket_series(
-    connection: Connection,
-    run: str,
-    names: Sequence[str],
-    *,
-    buckets: int,
-    attempt: str = points.EFFECTIVE,
-    from_step: int | None = None,
-    to_step: int | None = None,
-) -> BucketSeries:
-    """Some series as at most ``buckets`` ranges of steps each; one stretch at a time, so not with ``all``."""
-    if attempt == points.ALL:
-        raise wrong_query("attempt", attempt, "buckets go with 'effective' or the number of an attempt")
-    found = points.gather(connection, run_row(connection, run), names, buckets, attempt, from_step, to_step)
-    columns = {name: BucketColumns.of(some) for name, some in found.items()}
-    return BucketSeries.model_construct(run=run, attempt=attempt, series=columns)
 
 
 def events(

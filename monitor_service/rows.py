@@ -91,6 +91,8 @@ def chain(parts: Sequence[Points]) -> Points:
     """Parts of one series that follow each other, as one."""
     if not parts:
         return no_points()
+    if len(parts) == 1:
+        return parts[0]
     return Points(
         np.concatenate([part.attempt for part in parts]),
         np.concatenate([part.step for part in parts]),
@@ -105,7 +107,7 @@ def merge(parts: Sequence[Rows]) -> Rows:
     So are rows without a value.
     """
     parts = sorted((part for part in parts if len(part)), key=lambda part: int(part.step[0]))
-    rows = _put_together(parts)
+    rows = parts[0] if len(parts) == 1 else _put_together(parts)
     if not np.all(rows.step[1:] > rows.step[:-1]):
         rows = _without_replaced(rows.take(np.lexsort((rows.seq, rows.session, rows.step))))
     return _without_empty(rows)

@@ -1,4 +1,4 @@
-"""Series as CSV and as bytes; the same columns as the JSON.
+"""Series as JSON, as CSV and as bytes: the same columns in each, written from arrays.
 
 Bytes: the length of a header (uint32, little-endian), the header (JSON: ``run``, ``attempt``, and for each
 series its ``name``, ``rows`` and ``columns`` as ``[name, type]``), then the columns one after another,
@@ -10,7 +10,8 @@ import io
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ from numpy.typing import NDArray
 BINARY = "application/vnd.trainhealth.series"
 CSV = "text/csv; charset=utf-8"
 INTEGERS = frozenset({"attempt", "step", "step_from", "step_to", "count", "nonfinite"})
+BOUNDS = frozenset({"min", "max"})
+"""NaN in them says that no value is finite: ``null`` in JSON, nothing in CSV."""
 
 _LENGTH = struct.Struct("<I")
 
-Column = Sequence[int] | Sequence[float | None] | NDArray[Any]
-Table = Mapping[str, Column]
+Table = Mapping[str, NDArray[Any]]
 """Columns of one series by name, all of one length."""
 
 
@@ -35,33 +37,36 @@ def as_csv(series: Mapping[str, Table]) -> str:
     for number, (name, table) in enumerate(series.items()):
         if number == 0:
             writer.writerow(["series", *table])
-        writer.writerows([name, *map(_written, row)] for row in zip(*table.values(), strict=True))
+        columns = [_listed(column, some) for column, some in table.items()]
+        writer.writerows(zip(repeat(name), *columns, strict=False))
     return text.getvalue()
 
 
-def _written(value: float | None) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, int) or math.isfinite(value):
-        return repr(value)
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def as_json(run: str, attempt: str, series: Mapping[str, Mapping[str, NDArray[Any]]]) -> bytes:
-    """The text of ``RawSeries``, written from arrays: lists of their numbers would cost more than all."""
-    told = {name: {key: _sayable(column) for key, column in table.items()} for name, table in series.items()}
+def as_json(run: str, attempt: str, series: Mapping[str, Table]) -> bytes:
+    """The text of ``RawSeries`` and its like: lists of their numbers would cost more than all the rest."""
+    told = {
+        name: {column: _sayable(column, some) for column, some in table.items()}
+        for name, table in series.items()
+    }
     return orjson.dumps({"run": run, "attempt": attempt, "series": told}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _sayable(column: NDArray[Any]) -> NDArray[Any] | list[Any]:
-    """The numbers, with the words of the wire for those that JSON has none for."""
-    is_finite = np.isfinite(column)
-    if is_finite.all():
-        return np.ascontiguousarray(column)
+def _sayable(name: str, column: NDArray[Any]) -> NDArray[Any] | list[Any]:
+    """The array, unless it holds what JSON has no number for."""
+    is_said = column.dtype.kind == "i" or name in BOUNDS or bool(np.isfinite(column).all())
+    return np.ascontiguousarray(column) if is_said else _listed(name, column)
+
+
+def _listed(name: str, column: NDArray[Any]) -> list[Any]:
+    """The numbers, with the words of the wire for those that are not finite, and ``None`` for no bound."""
     said: list[Any] = column.tolist()
-    for place in np.flatnonzero(~is_finite).tolist():
-        said[place] = _written(said[place])
+    for place in np.flatnonzero(~np.isfinite(column)).tolist():
+        said[place] = None if name in BOUNDS else _word(said[place])
     return said
+
+
+def _word(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def as_bytes(run: str, attempt: str, series: Mapping[str, Table]) -> bytes:
@@ -71,15 +76,9 @@ def as_bytes(run: str, attempt: str, series: Mapping[str, Table]) -> bytes:
         columns = [(column, "<i8" if column in INTEGERS else "<f8") for column in table]
         rows = len(next(iter(table.values()), ()))
         head.append({"name": name, "rows": rows, "columns": columns})
-        arrays += [_array(table[column], kind).tobytes() for column, kind in columns]
+        arrays += [np.ascontiguousarray(table[column], kind).data for column, kind in columns]
     header = json.dumps({"run": run, "attempt": attempt, "series": head}).encode()
     return b"".join([_LENGTH.pack(len(header)), header, *arrays])
-
-
-def _array(column: Column, kind: str) -> NDArray[Any]:
-    if isinstance(column, np.ndarray):
-        return column.astype(kind, copy=False)
-    return np.array([math.nan if value is None else value for value in column], kind)
 
 
 def from_bytes(data: bytes) -> dict[str, dict[str, NDArray[Any]]]:

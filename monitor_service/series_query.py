@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from pydantic import Field
 from sqlalchemy import Connection
 
 from monitor_service import points, queries
 from monitor_service.axes import Cells, TimeGrid, by_time
 from monitor_service.errors import wrong_query
 from monitor_service.rows import Points
-from monitor_service.views import BucketSeries, RawColumns, RawSeries
-from shared.base import Message
+from monitor_service.series_forms import Table
 
 
 class Axis(StrEnum):
@@ -45,67 +43,26 @@ class SeriesQuestion:
     buckets: int | None = None
 
 
-class TimeBucketColumns(Message):
-    """Points of one series, gathered by ranges of Unix time; ranges without points are left out.
-
-    ``min`` and ``max`` are over finite values, ``null`` where there is none; ``last`` may be anything.
-    """
-
-    time_from: list[float]
-    time_to: list[float]
-    min: list[float | None]
-    max: list[float | None]
-    last: list[float]
-    count: list[int]
-    nonfinite: list[int]
-
-
-class TimeBucketSeries(Message):
-    """Some series along time, thinned out for drawing."""
-
-    run: str
-    attempt: str
-    series: dict[str, TimeBucketColumns] = Field(description="By name.")
-
-
-AnySeries = RawSeries | BucketSeries | TimeBucketSeries
-
-
-def ask(connection: Connection, question: SeriesQuestion) -> AnySeries:
-    """The series that answer a question.
+def ask(connection: Connection, question: SeriesQuestion) -> dict[str, Table]:
+    """The series that answer a question, column by column as ``views`` describes them.
 
     Raises:
         NotFound: no such run, or it never sent such a series.
         InvalidMessage: parts of the question do not go together.
     """
-    if question.buckets is not None and question.axis is Axis.STEP:
-        _refuse_contradictions(question)
-        return queries.bucket_series(
-            connection,
-            question.run,
-            question.names,
-            buckets=question.buckets,
-            attempt=question.attempt,
-            from_step=question.from_step,
-            to_step=question.to_step,
-        )
-    found = read_points(connection, question)
-    if question.buckets is None:
-        raw = {name: RawColumns.of(some) for name, some in found.items()}
-        return RawSeries.model_construct(run=question.run, attempt=question.attempt, series=raw)
-    timed = {name: _time_buckets(some, question.buckets) for name, some in found.items()}
-    return TimeBucketSeries.model_construct(run=question.run, attempt=question.attempt, series=timed)
-
-
-def read_points(connection: Connection, question: SeriesQuestion) -> dict[str, Points]:
-    """The points themselves, in the order of the axis. Raises as ``ask`` does."""
     _refuse_contradictions(question)
-    run = queries.run_row(connection, question.run)
-    ends = question.from_step, question.to_step
-    found = points.read(connection, run, question.names, question.attempt, *ends)
-    if question.axis is Axis.STEP:
-        return found
-    return {name: by_time(some, question.from_time, question.to_time) for name, some in found.items()}
+    run, buckets = queries.run_row(connection, question.run), question.buckets
+    ends = question.attempt, question.from_step, question.to_step
+    if buckets is not None and question.axis is Axis.STEP:
+        gathered = points.gather(connection, run, question.names, buckets, *ends)
+        return {name: vars(some) for name, some in gathered.items()}
+    found = points.read(connection, run, question.names, *ends)
+    if question.axis is Axis.TIME:
+        span = question.from_time, question.to_time
+        found = {name: by_time(some, *span) for name, some in found.items()}
+    if buckets is not None:
+        return {name: _time_buckets(some, buckets) for name, some in found.items()}
+    return {name: vars(some) for name, some in found.items()}
 
 
 def _refuse_contradictions(question: SeriesQuestion) -> None:
@@ -119,13 +76,12 @@ def _refuse_contradictions(question: SeriesQuestion) -> None:
         raise wrong_query("attempt", "all", "buckets go with 'effective' or the number of an attempt")
 
 
-def _time_buckets(some: Points, buckets: int) -> TimeBucketColumns:
+def _time_buckets(some: Points, buckets: int) -> Table:
     grid = TimeGrid.over(some, buckets)
     cells = grid.gather(some, buckets)
     begins = grid.first + cells.index * grid.width
-    return TimeBucketColumns.model_construct(
-        time_from=begins.tolist(), time_to=(begins + grid.width).tolist(), **cell_columns(cells)
-    )
+    columns = {name: column for name, column in vars(cells).items() if name != "index"}
+    return {"time_from": begins, "time_to": begins + grid.width, **columns}
 
 
 def cell_columns(cells: Cells) -> dict[str, Any]:

@@ -1,14 +1,11 @@
 """What the monitor answers: one model for each thing that a page or a program asks for."""
 
-import math
 from typing import Any
 
 from pydantic import Field
 
 from monitor_service.concerns import Concern, Risk, RiskLevel, Suggestion
 from monitor_service.health import RunStatus
-from monitor_service.rows import Points
-from monitor_service.series import Buckets
 from shared.base import Message, Moment
 from shared.commands import Command, CommandState
 from shared.events import CheckpointState
@@ -140,16 +137,6 @@ class RawColumns(Message):
     time: list[float]
     value: list[float]
 
-    @classmethod
-    def of(cls, points: Points) -> "RawColumns":
-        """Not validated again: arrays of a hundred thousand numbers pass here."""
-        return cls.model_construct(
-            attempt=points.attempt.tolist(),
-            step=points.step.tolist(),
-            time=points.time.tolist(),
-            value=points.value.tolist(),
-        )
-
 
 class BucketColumns(Message):
     """Points of one series, gathered by ranges of steps; ranges without points are left out.
@@ -164,19 +151,6 @@ class BucketColumns(Message):
     last: list[float]
     count: list[int]
     nonfinite: list[int]
-
-    @classmethod
-    def of(cls, buckets: Buckets) -> "BucketColumns":
-        """The arrays as lists, ``null`` for the bounds of a bucket without a finite value."""
-        return cls.model_construct(
-            step_from=buckets.step_from.tolist(),
-            step_to=buckets.step_to.tolist(),
-            min=[None if math.isnan(low) else low for low in buckets.min.tolist()],
-            max=[None if math.isnan(high) else high for high in buckets.max.tolist()],
-            last=buckets.last.tolist(),
-            count=buckets.count.tolist(),
-            nonfinite=buckets.nonfinite.tolist(),
-        )
 
 
 class RawSeries(Message):
@@ -193,6 +167,29 @@ class BucketSeries(Message):
     run: str
     attempt: str
     series: dict[str, BucketColumns]
+
+
+class TimeBucketColumns(Message):
+    """Points of one series, gathered by ranges of Unix time; ranges without points are left out.
+
+    ``min`` and ``max`` are over finite values, ``null`` where there is none; ``last`` may be anything.
+    """
+
+    time_from: list[float]
+    time_to: list[float]
+    min: list[float | None]
+    max: list[float | None]
+    last: list[float]
+    count: list[int]
+    nonfinite: list[int]
+
+
+class TimeBucketSeries(Message):
+    """Some series along time, thinned out for drawing."""
+
+    run: str
+    attempt: str
+    series: dict[str, TimeBucketColumns] = Field(description="By name.")
 
 
 class EventView(Message):

@@ -1,6 +1,5 @@
 """Series and comparisons, as JSON, CSV or bytes."""
 
-from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated
 
@@ -9,16 +8,16 @@ from fastapi import APIRouter, Query, Response
 from monitor_service import series_forms
 from monitor_service.access import refuse_foreign
 from monitor_service.api.answers import answer
-from monitor_service.api.dependencies import ConnectionDep
+from monitor_service.api.dependencies import ConnectionDep, MonitorDep
 from monitor_service.api.ingest import RunName
 from monitor_service.api.permissions import PrincipalDep, needs
 from monitor_service.comparing import Comparison, compare
 from monitor_service.errors import wrong_query
 from monitor_service.points import EFFECTIVE
-from monitor_service.series_query import AnySeries, Axis, SeriesQuestion, TimeBucketSeries, ask, read_points
+from monitor_service.series_query import Axis, SeriesQuestion, ask
 from monitor_service.tables import LARGEST_INTEGER
 from monitor_service.tokens import Scope
-from monitor_service.views import BucketSeries, RawSeries
+from monitor_service.views import BucketSeries, RawSeries, TimeBucketSeries
 from shared.base import Name
 
 router = APIRouter(tags=["query"], dependencies=[needs(Scope.READ)])
@@ -50,7 +49,7 @@ class Form(StrEnum):
 )
 def series(
     run: RunName,
-    connection: ConnectionDep,
+    monitor: MonitorDep,
     name: SeriesNames,
     attempt: Annotated[str, Query(description="effective, all, or the number of one")] = EFFECTIVE,
     axis: Axis = Axis.STEP,
@@ -64,30 +63,13 @@ def series(
     """Points of some series, every one or gathered in ``buckets`` with min, max, last and counts."""
     ends = {"from_step": from_step, "to_step": to_step, "from_time": from_time, "to_time": to_time}
     question = SeriesQuestion(run, name, attempt, axis, buckets=buckets, **ends)  # type: ignore[arg-type]
-    if buckets is None and form is not Form.CSV:
-        tables = {one: vars(some) for one, some in read_points(connection, question).items()}
-        if form is Form.JSON:
-            return Response(series_forms.as_json(run, attempt, tables), media_type="application/json")
-        return Response(series_forms.as_bytes(run, attempt, tables), media_type=series_forms.BINARY)
-    return _FORMS[form](ask(connection, question))
-
-
-def _as_csv(found: AnySeries) -> Response:
-    tables = {name: vars(columns) for name, columns in found.series.items()}
-    return Response(series_forms.as_csv(tables), media_type=series_forms.CSV)
-
-
-def _as_bytes(found: AnySeries) -> Response:
-    tables = {name: vars(columns) for name, columns in found.series.items()}
-    data = series_forms.as_bytes(found.run, found.attempt, tables)
-    return Response(data, media_type=series_forms.BINARY)
-
-
-_FORMS: dict[Form, Callable[[AnySeries], Response]] = {
-    Form.JSON: answer,
-    Form.CSV: _as_csv,
-    Form.BINARY: _as_bytes,
-}
+    with monitor.store.reading() as connection:  # not by a dependency: one thread's work, and not three
+        told = ask(connection, question)
+    if form is Form.CSV:
+        return Response(series_forms.as_csv(told), media_type=series_forms.CSV)
+    if form is Form.BINARY:
+        return Response(series_forms.as_bytes(run, attempt, told), media_type=series_forms.BINARY)
+    return Response(series_forms.as_json(run, attempt, told), media_type="application/json")
 
 
 @router.get("/compare", response_model=Comparison)

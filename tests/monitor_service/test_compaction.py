@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select
 
-from monitor_service import blocks, compaction, comparing, ledger, queries, runs, tables
+from monitor_service import blocks, compaction, comparing, ledger, points, queries, runs, tables
 from monitor_service.batches import Incoming
 from monitor_service.compaction import Group, compact, due
 from monitor_service.errors import Conflict
@@ -62,13 +63,16 @@ class Kept:
     def loss(self, attempt: str = "effective", run: str = "demo", **more: Any) -> dict[int, bytes]:
         """Bits of each value, by step."""
         with self.store.reading() as connection:
-            told = queries.raw_series(connection, run, ["loss"], attempt=attempt, **more).series["loss"]
-        return {s: struct.pack("<d", v) for s, v in zip(told.step, told.value, strict=True)}
+            row = queries.run_row(connection, run)
+            told = points.read(connection, row, ["loss"], attempt, **more)["loss"]
+        pairs = zip(told.step.tolist(), told.value.tolist(), strict=True)
+        return {step: struct.pack("<d", value) for step, value in pairs}
 
     def buckets(self, buckets: int, **more: Any) -> Any:
         with self.store.reading() as connection:
-            told = queries.bucket_series(connection, "demo", ["loss"], buckets=buckets, **more)
-        return told.series["loss"]
+            row = queries.run_row(connection, "demo")
+            told = points.gather(connection, row, ["loss"], buckets, **more)["loss"]
+        return SimpleNamespace(**{name: column.tolist() for name, column in vars(told).items()})
 
     def count(self, table: Any) -> int:
         with self.store.reading() as connection:
@@ -199,9 +203,9 @@ def test_runs_side_by_side_are_told_by_headers_and_only_blocks_wider_than_a_cell
             some = own[seq : seq + 10_000]
             kept.send(seq + 1, range(seq, seq + len(some)), run=run, loss=some)
     kept.compact()
-    unpacked = []
-    real = blocks.unpack_axis
-    monkeypatch.setattr(blocks, "unpack_axis", lambda payload: unpacked.append(payload) or real(payload))
+    unpacked: list[bytes] = []
+    real = blocks.unpack
+    monkeypatch.setattr(blocks, "unpack", lambda axes, some: unpacked.extend(axes) or real(axes, some))
 
     def compare(cells: int) -> Any:
         with kept.store.reading() as connection:

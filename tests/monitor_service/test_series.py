@@ -3,13 +3,15 @@
 import math
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor_service.blocks import HEADER, header_of
+from monitor_service.blocks import HEADER, chunks_of, header_of, pack_axis
+from monitor_service.blocks import unpack as unpack_blocks
 from monitor_service.rows import Points, Rows, Values, merge
 from monitor_service.series import Buckets, effective_stretches, gather, pack, unpack
 from shared.exchange import Columns
@@ -49,6 +51,36 @@ def test_every_double_comes_back_bit_for_bit_and_gaps_stay_gaps(
     sent = {step: value for step, value in zip(steps, values, strict=True) if value is not None}
     assert {step: bits(value) for step, value in back.items()} == {s: bits(v) for s, v in sent.items()}
     assert set(found.attempt.tolist()) <= {3}
+
+
+ROW = st.tuples(
+    st.sampled_from("abc"), st.integers(1, 2**62), st.floats(), st.floats() | st.none(), st.booleans()
+)
+
+
+@QUIET
+@given(st.lists(ROW, min_size=1, max_size=40), st.integers(1, 9))
+def test_blocks_unpacked_at_once_are_the_rows_that_were_packed(told: list[Any], size: int) -> None:
+    names, seqs, values, gaps, others = zip(*told, strict=True)
+    gapped = np.array([value is not None for value in gaps])
+    series = {
+        "loss": Values(np.array(values), np.ones(len(told), bool)),
+        "grad_norm": Values(np.array([value or 0.0 for value in gaps]), gapped),
+        "other": Values(np.array(values), np.repeat(others, 5)[: len(told)]),  # none at all in some blocks
+    }
+    session = np.array(["abc".index(name) for name in names])
+    steps = 7 * np.arange(len(told))
+    rows = Rows(steps, np.array(values), ("a", "b", "c"), session, np.array(seqs, np.int64), series)
+    pieces = [rows.take(slice(begin, begin + size)) for begin in range(0, len(told), size)]
+    packed = [chunks_of(piece) for piece in pieces]
+    chunks = {name: [one[name][1] if name in one else None for one in packed] for name in series}
+    back = unpack_blocks([pack_axis(piece) for piece in pieces], chunks)
+    assert [back.sessions[place] for place in back.session] == list(names)
+    assert (back.step.tolist(), back.seq.tolist()) == (steps.tolist(), list(seqs))
+    assert back.time.tobytes() == rows.time.tobytes()
+    for name in series:
+        one, two = rows.points(name, 1), back.points(name, 1)
+        assert (one.step.tolist(), one.value.tobytes()) == (two.step.tolist(), two.value.tobytes())
 
 
 def test_the_digest_tells_minus_zero_from_zero_and_a_gap_from_a_value() -> None:

@@ -42,7 +42,8 @@ def test_json_from_arrays_says_what_the_model_says(rows: list[tuple[int, float, 
     step, time, value = (list(column) for column in zip(*rows, strict=True)) if rows else ([], [], [])
     some = Points(np.ones(len(step), int), np.array(step, np.int64), np.array(time, float), np.array(value))
     text = as_json("demo", "effective", {"loss": vars(some)})
-    model = RawSeries(run="demo", attempt="effective", series={"loss": RawColumns.of(some)})
+    columns = RawColumns(attempt=[1] * len(step), step=step, time=time, value=value)
+    model = RawSeries(run="demo", attempt="effective", series={"loss": columns})
     assert json.loads(text) == json.loads(model.model_dump_json())
     again = RawSeries.model_validate_json(text).series["loss"].value
     assert [bits(one) for one in again if not math.isnan(one)] == [
