@@ -49,7 +49,14 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
     """The app with parts of its own; its lifespan migrates, writes, watches, and drains at the end."""
     monitor = _build(settings, clock)
     # The framework's own pages about the API load scripts from the internet.
-    app = FastAPI(title="TrainHealth monitor", version="1", lifespan=_lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="TrainHealth monitor",
+        version="1",
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # the meters tell all of it
+    )
     app.state.monitor = monitor
     app.state.sparklines = Sparklines()
     app.state.refusals = Refusals()

@@ -4,7 +4,7 @@ import math
 import platform
 import shutil
 from collections.abc import Iterable
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,6 +30,7 @@ class Meters:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        self._child = cache(lambda counter, *labels: counter.labels(*labels))
         self.requests = Counter(
             "trainhealth_ingest_requests",
             "Batches received, by HTTP status code and form.",
@@ -172,14 +173,24 @@ class Meters:
         for part in ("used", "free"):
             self._disk.labels(part).set_function(partial(disk_bytes, folder, part))
 
-    def note_events(self, events: Iterable[AnyEvent], result: str) -> None:
+    def note_batch(self, status: int, form: str) -> None:
+        """A batch was answered."""
+        self._child(self.requests, str(status), form).inc()
+
+    def note_size(self, form: str, size: int) -> None:
+        """Bytes of a batch."""
+        self._child(self.bytes, form).inc(size)
+
+    def note_content(self, values: int, events: Iterable[AnyEvent], result: str) -> None:
+        """What a batch held, and what became of it."""
+        self._child(self.points, result).inc(values)
         for event in events:
             kind = event.type if event.type in KNOWN_EVENTS else "other"
-            self.events.labels(kind, result).inc()
+            self._child(self.events, kind, result).inc()
 
     def note_answer(self, status: int, route: str | None, seconds: float) -> None:
         """Any answer; with a route it was a question of the API."""
-        self.responses.labels(str(status)).inc()
+        self._child(self.responses, str(status)).inc()
         if status in TURNED_AWAY:
             self.auth_failures.labels(TURNED_AWAY[status]).inc()
         if route is not None:

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from monitor_service.api.dependencies import Monitor
 from monitor_service.errors import CertificateUnusable
+from monitor_service.gathering import OneWriteProtocol
 from monitor_service.settings import Settings
 
 KEEP_ALIVE_S = 75
@@ -35,6 +36,7 @@ def run_until_signal(app: FastAPI, listening: socket.socket) -> None:
     settings: Settings = app.state.monitor.settings
     config = uvicorn.Config(
         app,
+        http=OneWriteProtocol,
         log_level="warning",
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_S,

@@ -1,5 +1,6 @@
 """The database: one thread that writes, with group commit, and short read connections beside it."""
 
+import asyncio
 import contextlib
 import logging
 import queue
@@ -8,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
@@ -16,6 +17,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from monitor_service.errors import StoreUnavailable
+from monitor_service.jobs import Job, JobFailed, Work, answer
 from monitor_service.prepared import carry_out
 from monitor_service.settings import Durability
 
@@ -40,8 +42,6 @@ PRAGMAS = (
 )
 
 T = TypeVar("T")
-Work = Callable[[Connection], T]
-"""A piece of writing: runs inside a transaction that it neither opens nor ends."""
 
 Observer = Callable[[int, float], None]
 """Told about each group commit: how many requests, how many seconds."""
@@ -84,54 +84,6 @@ def _begin_sqlite(connection: Connection) -> None:
     carry_out(connection, "BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-class _JobFailed(Exception):
-    """A piece of work failed; the job has the reason."""
-
-
-class _Job(Generic[T]):
-    """One piece of work, its outcome, and whoever waits for it."""
-
-    def __init__(self, work: Work[T]) -> None:
-        self.future: Future[T] = Future()
-        self._work = work
-        self._result: T | None = None
-        self._error: Exception | None = None
-
-    def claim(self) -> bool:
-        """Whether somebody still waits for it; from here on they cannot turn away."""
-        return self.future.set_running_or_notify_cancel()
-
-    def run(self, connection: Connection) -> None:
-        """Do the work.
-
-        Raises:
-            OperationalError: the database itself is in trouble, which is everybody's.
-            _JobFailed: the work raised something else, which belongs to the one who waits.
-        """
-        self._error = None  # of an earlier try: this one may do
-        try:
-            self._result = self._work(connection)
-        except OperationalError:
-            raise
-        except Exception as error:
-            self._error = error
-            raise _JobFailed from error
-
-    def run_apart(self, connection: Connection) -> None:
-        """Do the work under a savepoint: what it cannot do is undone alone. Raises OperationalError."""
-        with contextlib.suppress(_JobFailed), connection.begin_nested():
-            self.run(connection)
-
-    def answer(self) -> None:
-        if self._error is None:
-            self.future.set_result(cast(T, self._result))
-        else:
-            self.future.set_exception(self._error)
-
-    def refuse(self, error: StoreUnavailable) -> None:
-        self.future.set_exception(error)
-
-
 class Store:
     """Writes go through one thread and are answered after their commit; reads have own connections."""
 
@@ -145,7 +97,7 @@ class Store:
     ) -> None:
         self.engine = engine
         self._observe, self._complain = observe, complain
-        self._waiting: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
         self._most_waiting = queue_size
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._lock = threading.Lock()
@@ -185,25 +137,34 @@ class Store:
             connection.begin()  # here, as prepared statements don't begin by themselves
             yield connection
 
-    def submit(self, work: Work[T]) -> Future[T]:
-        """Hand ``work`` to the writer; the future is done after its commit.
+    async def commit(self, work: Work[T]) -> T:
+        """Hand ``work`` to the writer; what it came to, after its commit. For an event loop.
 
         Raises:
-            StoreUnavailable: here when too many wait already or the writer has ended, and from the
-                future when the commit fails. Then nothing of ``work`` is stored.
+            StoreUnavailable: too many wait already, the writer has ended, or the commit failed. Then nothing
+                of ``work`` is stored.
         """
-        job = _Job(work)
+        waiter: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._put(Job(work, waiter))
+        return await waiter
+
+    def submit(self, work: Work[T]) -> Future[T]:
+        """The same for any thread: StoreUnavailable comes here or from the future."""
+        waiter: Future[T] = Future()
+        self._put(Job(work, waiter))
+        return waiter
+
+    def write(self, work: Work[T]) -> T:
+        """The same, waiting for it."""
+        return self.submit(work).result()
+
+    def _put(self, job: Job[Any]) -> None:
         with self._lock:
             if not self.is_alive:
                 raise StoreUnavailable("the writer has ended")
             if self._waiting.qsize() >= self._most_waiting:
                 raise StoreUnavailable(f"{self._most_waiting} requests wait for the database")
             self._waiting.put(job)
-        return job.future
-
-    def write(self, work: Work[T]) -> T:
-        """Run ``work`` in the writer's thread and wait for its commit."""
-        return self.submit(work).result()
 
     def _run(self) -> None:
         try:
@@ -214,7 +175,7 @@ class Store:
             self._let_go()
             self._refuse_the_rest()
 
-    def _next_group(self) -> list[_Job[Any]]:
+    def _next_group(self) -> list[Job[Any]]:
         """All that waits, or the first to come; an empty list ends the thread."""
         group = []
         job = self._waiting.get()
@@ -230,7 +191,7 @@ class Store:
             self._waiting.put(None)  # commit these first, then meet the end again
         return group
 
-    def _commit(self, group: list[_Job[Any]], tries: int = 1) -> None:
+    def _commit(self, group: list[Job[Any]], tries: int = 1) -> None:
         started = time.perf_counter()
         try:
             self._carry_out(group)
@@ -247,10 +208,9 @@ class Store:
             self._refuse(group, error)
         else:
             self._observe(len(group), time.perf_counter() - started)
-            for job in group:
-                job.answer()
+            answer(group)
 
-    def _carry_out(self, group: list[_Job[Any]]) -> None:
+    def _carry_out(self, group: list[Job[Any]]) -> None:
         """All in one transaction.
 
         A savepoint for each job costs as much as the job. So they do without, and when one of several fails,
@@ -260,7 +220,7 @@ class Store:
             with self._transaction() as connection:
                 for job in group:
                     job.run(connection)
-        except _JobFailed:
+        except JobFailed:
             if len(group) == 1:
                 return
             with self._transaction() as connection:
@@ -295,11 +255,12 @@ class Store:
         while isinstance(pool, QueuePool) and pool.checkedout() > 0 and time.monotonic() < deadline:
             time.sleep(0.01)
 
-    def _refuse(self, group: list[_Job[Any]], error: SQLAlchemyError) -> None:
+    def _refuse(self, group: list[Job[Any]], error: SQLAlchemyError) -> None:
         log.error("commit of %d requests failed: %s", len(group), error)
         self._complain()
         for job in group:
             job.refuse(StoreUnavailable(str(getattr(error, "orig", error))))
+        answer(group)
 
     def _refuse_the_rest(self) -> None:
         with contextlib.suppress(queue.Empty):
@@ -307,3 +268,4 @@ class Store:
                 job = self._waiting.get_nowait()
                 if job is not None and job.claim():
                     job.refuse(StoreUnavailable("the writer has ended"))
+                    answer([job])

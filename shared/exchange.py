@@ -1,5 +1,7 @@
 """The one exchange: a batch of columns and events goes in, open commands come back in the reply."""
 
+from itertools import pairwise
+from operator import lt
 from typing import Annotated, Any, Self
 
 from pydantic import FailFast, Field, model_validator
@@ -54,9 +56,9 @@ class Columns(Message):
                 )
         if self.step and self.step[0] < 0:
             raise ValueError(f"step {self.step[0]} is negative; steps count from 0")
-        for before, after in zip(self.step, self.step[1:], strict=False):
-            if after <= before:
-                raise ValueError(f"step {after} follows step {before}; steps in a batch rise strictly")
+        if not all(map(lt, self.step, self.step[1:])):
+            before, after = next(pair for pair in pairwise(self.step) if pair[0] >= pair[1])
+            raise ValueError(f"step {after} follows step {before}; steps in a batch rise strictly")
         return self
 
 

@@ -1,6 +1,5 @@
 """Alerts: Alertmanager sends them here, and whoever may read sees what became of them."""
 
-import asyncio
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -38,10 +37,8 @@ async def receive(request: Request, monitor: MonitorDep, principal: PrincipalDep
         what = Violation("body", "something else", f"expected {EXPECTED}")
         raise InvalidMessage([what, *error.violations]) from error
     now = monitor.clock()
-    done = await asyncio.wrap_future(
-        monitor.store.submit(
-            lambda connection: kept.receive(connection, webhook, principal, now, monitor.settings)
-        )
+    done = await monitor.store.commit(
+        lambda connection: kept.receive(connection, webhook, principal, now, monitor.settings)
     )
     for outcome in done.alerts:
         monitor.meters.alert_webhooks.labels(outcome.status, outcome.result).inc()

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from starlette.requests import ClientDisconnect
 
 from monitor_service.api import packed
+from monitor_service.api.headers import fields_of
 from monitor_service.errors import (
     BodyTooLarge,
     InvalidMessage,
@@ -93,14 +93,14 @@ def shown(value: Any) -> str:
 
 
 def _kind_of(request: Request) -> str:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = fields_of(request.scope).get("content-type", "").partition(";")[0].strip().lower()
     if kind not in (JSON, PACKED):
         raise WrongMediaType("Content-Type", kind, f"{JSON} or {PACKED}")
     return kind
 
 
 async def _read(request: Request, settings: Settings) -> bytes:
-    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    coding = fields_of(request.scope).get("content-encoding", "identity").strip().lower()
     if coding not in ("identity", *_UNPACKERS):
         raise WrongMediaType("Content-Encoding", coding, "gzip or zstd, or leave it out")
     chunks = bounded(request, settings.max_body_bytes)
@@ -115,16 +115,17 @@ async def bounded(request: Request, limit: int, what: str = "body") -> AsyncIter
     Raises:
         BodyTooLarge: more than ``limit`` bytes of ``what``. MalformedBody: the sender went away.
     """
-    size = 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise BodyTooLarge(what, limit)
-            if chunk:  # the last one is empty, and a decompressor at its end takes no more
-                yield chunk
-    except ClientDisconnect as error:
-        raise MalformedBody(f"the sender went away before the end of the {what}") from error
+    size, is_more = 0, True
+    while is_more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise MalformedBody(f"the sender went away before the end of the {what}")
+        chunk, is_more = message.get("body", b""), message.get("more_body", False)
+        size += len(chunk)
+        if size > limit:
+            raise BodyTooLarge(what, limit)
+        if chunk:  # the last one is empty, and a decompressor at its end takes no more
+            yield chunk
 
 
 async def _unpack(chunks: AsyncIterator[bytes], coding: str, limit: int) -> bytes:

@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request, cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from monitor_service.access import Principal
 from monitor_service.api.dependencies import Monitor
-from monitor_service.api.headers import SECURITY, STRICT_TRANSPORT
+from monitor_service.api.headers import SECURITY, STRICT_TRANSPORT, completed, fields_of, pairs_of
 from monitor_service.api.hosts import Hosts
 from monitor_service.api.paths import run_of_exchange
 from monitor_service.api.problems import answer_to, refusal, status_of
@@ -25,6 +24,8 @@ from monitor_service.errors import Forbidden, MonitorError, NotAuthenticated, wr
 from monitor_service.limits import Buckets
 
 PUBLIC = ("/healthz", "/openapi.json", "/login", "/static/")
+MARKS = pairs_of(SECURITY)
+MARKS_OVER_TLS = pairs_of({**SECURITY, **STRICT_TRANSPORT})
 SESSION_COOKIE = "trainhealth_session"
 
 
@@ -50,7 +51,8 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _mark(MutableHeaders(scope=message), is_tls=scope["scheme"] == "https")
+                marks = MARKS_OVER_TLS if scope["scheme"] == "https" else MARKS
+                message["headers"] = completed(message.get("headers", ()), marks)
             await send(message)
 
         try:
@@ -63,25 +65,25 @@ class Guard:
 
     async def _judge(self, scope: Scope) -> Response | None:
         """The answer to whoever may not pass; ``None`` lets the request go on, with its principal."""
-        headers = Headers(scope=scope)
+        fields = fields_of(scope)
         try:
-            self._hosts.check(headers.get("host", ""))
-            _refuse_other_origins(scope["method"], headers)
+            self._hosts.check(fields.get("host", ""))
+            _refuse_other_origins(scope["method"], fields)
             _refuse_nul(scope)
-            principal = await self._admit(scope, headers)
+            principal = await self._admit(scope, fields)
             self._limit(scope, principal)
         except NotAuthenticated as error:
             self._refusals.note(scope, status_of(error), error)
-            return _to_login(scope, headers) or answer_to(error)
+            return _to_login(scope, fields) or answer_to(error)
         except MonitorError as error:
             self._refusals.note(scope, status_of(error), error)
             return refusal(Request(scope), error)
         scope.setdefault("state", {})["principal"] = principal
         return None
 
-    async def _admit(self, scope: Scope, headers: Headers) -> Principal | None:
+    async def _admit(self, scope: Scope, fields: Mapping[str, str]) -> Principal | None:
         try:
-            return await self._door.admit(secret_of(headers), address_of(scope))
+            return await self._door.admit(secret_of(fields), address_of(scope))
         except NotAuthenticated:
             if is_public(scope["path"]):
                 return None
@@ -105,23 +107,24 @@ def is_public(path: str) -> bool:
     return any(path.startswith(one) if one.endswith("/") else path == one for one in PUBLIC)
 
 
-def secret_of(headers: Mapping[str, str]) -> str | None:
+def secret_of(fields: Mapping[str, str]) -> str | None:
     """The secret that a request shows: in its header, else in the cookie of a session."""
-    kind, _, secret = headers.get("authorization", "").partition(" ")
+    kind, _, secret = fields.get("authorization", "").partition(" ")
     if kind.lower() == "bearer":
         return secret.strip()
-    return cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE)
+    cookie = fields.get("cookie")
+    return None if cookie is None else cookie_parser(cookie).get(SESSION_COOKIE)
 
 
-def _refuse_other_origins(method: str, headers: Headers) -> None:
+def _refuse_other_origins(method: str, fields: Mapping[str, str]) -> None:
     """A page elsewhere must not make a browser change something here."""
     if method in SAFE_METHODS:
         return
-    origin = headers.get("origin")
+    origin = fields.get("origin")
     if origin is not None:
-        is_ours = urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+        is_ours = urlsplit(origin).netloc.lower() == fields.get("host", "").lower()
     else:
-        is_ours = headers.get("sec-fetch-site", "none") in ("same-origin", "none")
+        is_ours = fields.get("sec-fetch-site", "none") in ("same-origin", "none")
     if not is_ours:
         raise Forbidden(f"the request comes from a page of {(origin or 'another site')[:100]!r}, not of ours")
 
@@ -132,22 +135,15 @@ def _refuse_nul(scope: Scope) -> None:
         raise wrong_query("address", "%00", "leave the character NUL out")
 
 
-def _to_login(scope: Scope, headers: Headers) -> Response | None:
+def _to_login(scope: Scope, fields: Mapping[str, str]) -> Response | None:
     """Where a person who opens a page is sent to; ``None`` for programs."""
     path = scope["path"]
     is_page = scope["method"] == "GET" and path != "/metrics" and not path.startswith("/api/")
-    if not is_page or "text/html" not in headers.get("accept", ""):
+    if not is_page or "text/html" not in fields.get("accept", ""):
         return None
     query = scope["query_string"].decode("latin-1")
     goal = f"{path}?{query}" if query else path
     return RedirectResponse(f"/login?next={quote(goal, safe='/')}", 303)
-
-
-def _mark(headers: MutableHeaders, *, is_tls: bool) -> None:
-    for name, value in SECURITY.items():
-        headers.setdefault(name, value)
-    if is_tls:
-        headers.setdefault(*STRICT_TRANSPORT)
 
 
 def address_of(scope: Scope) -> str:

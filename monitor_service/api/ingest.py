@@ -15,6 +15,7 @@ from monitor_service.api import bounds
 from monitor_service.api.answers import answer
 from monitor_service.api.body import read_message
 from monitor_service.api.dependencies import Monitor, MonitorDep
+from monitor_service.api.headers import fields_of
 from monitor_service.api.openapi import body_of
 from monitor_service.api.permissions import PrincipalDep, needs
 from monitor_service.api.problems import status_of
@@ -56,7 +57,7 @@ async def register(run: RunName, request: Request, monitor: MonitorDep, principa
         refuse_foreign(connection, principal, run)  # again, now that nobody else writes
         return runs.register(connection, run, spec, now), queries.run_detail(connection, run)
 
-    is_new, detail = await asyncio.wrap_future(monitor.store.submit(write))
+    is_new, detail = await monitor.store.commit(write)
     return answer(detail, 201 if is_new else 200)
 
 
@@ -67,7 +68,7 @@ async def exchange(run: RunName, request: Request, monitor: MonitorDep) -> Respo
     2xx means committed. With nothing to tell, the reply waits up to ``hold_s`` for a command to appear.
     """
     with monitor.bell.listen(run) as heard:
-        with _counted(monitor.meters, request, run):
+        with _counted(monitor.meters, fields_of(request.scope), run):
             batch = await read_message(request, Batch, monitor.settings)
             bounds.check(batch)
             done = await _commit(monitor, run, batch)
@@ -75,8 +76,8 @@ async def exchange(run: RunName, request: Request, monitor: MonitorDep) -> Respo
         hold_s = min(batch.hold_s, monitor.settings.max_hold_s)
         if not done.is_urgent and hold_s > 0 and await hear(heard, hold_s):
             now = monitor.clock()
-            waiting = await asyncio.wrap_future(
-                monitor.store.submit(lambda connection: runs.deliver(connection, run, batch.session, now))
+            waiting = await monitor.store.commit(
+                lambda connection: runs.deliver(connection, run, batch.session, now)
             )
     if waiting.commands:
         monitor.meters.journeys.delivered(run, waiting.commands, monitor.clock())
@@ -97,38 +98,35 @@ async def _commit(monitor: Monitor, run: str, batch: Batch) -> Exchanged:
     else:
         incoming = await asyncio.to_thread(Incoming.of, batch)
     now = monitor.clock()
-    done = await asyncio.wrap_future(
-        monitor.store.submit(
-            lambda connection: runs.exchange(connection, run, incoming, now, monitor.settings)
-        )
+    done = await monitor.store.commit(
+        lambda connection: runs.exchange(connection, run, incoming, now, monitor.settings)
     )
     result = "duplicate" if done.is_duplicate else "accepted"
-    monitor.meters.points.labels(result).inc(num_values)
-    monitor.meters.note_events(batch.events, result)
+    monitor.meters.note_content(num_values, batch.events, result)
     monitor.meters.journeys.received(run, batch, now)
     return done
 
 
 @contextmanager
-def _counted(meters: Meters, request: Request, run: str) -> Iterator[None]:
+def _counted(meters: Meters, fields: Mapping[str, str], run: str) -> Iterator[None]:
     """Count the request by its outcome and form, and measure what happens in this block."""
-    started, form = time.perf_counter(), form_of(request.headers)
-    size = request.headers.get("content-length", "")
-    meters.bytes.labels(form).inc(int(size) if size.isdecimal() else 0)
+    started, form = time.perf_counter(), form_of(fields)
+    size = fields.get("content-length", "")
+    meters.note_size(form, int(size) if size.isdecimal() else 0)
     try:
         yield
     except MonitorError as error:
-        meters.requests.labels(str(status_of(error)), form).inc()
+        meters.note_batch(status_of(error), form)
         raise
     except Exception:
-        meters.requests.labels("500", form).inc()
+        meters.note_batch(500, form)
         raise
-    meters.requests.labels("200", form).inc()
+    meters.note_batch(200, form)
     meters.request_seconds.observe(time.perf_counter() - started, {"run": run})
 
 
-def form_of(headers: Mapping[str, str]) -> str:
+def form_of(fields: Mapping[str, str]) -> str:
     """How a batch travels, in one of few words."""
-    kind = "msgpack" if "msgpack" in headers.get("content-type", "") else "json"
-    coding = headers.get("content-encoding", "")
+    kind = "msgpack" if "msgpack" in fields.get("content-type", "") else "json"
+    coding = fields.get("content-encoding", "")
     return f"{kind}+{coding}" if coding in ("gzip", "zstd") else kind

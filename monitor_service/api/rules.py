@@ -1,6 +1,5 @@
 """Rules: what the monitor looks out for and does by itself, for a project or a run."""
 
-import asyncio
 from datetime import datetime
 from typing import Annotated
 
@@ -57,7 +56,7 @@ async def choose_for_run(
         return rulebook.of_run(connection, run, monitor.settings)
 
     now = monitor.clock()
-    return answer(await asyncio.wrap_future(monitor.store.submit(lambda connection: write(connection, now))))
+    return answer(await monitor.store.commit(lambda connection: write(connection, now)))
 
 
 @router.put(
@@ -78,7 +77,7 @@ async def choose_for_project(
         return rulebook.of_project(connection, project, monitor.settings)
 
     now = monitor.clock()
-    return answer(await asyncio.wrap_future(monitor.store.submit(lambda connection: write(connection, now))))
+    return answer(await monitor.store.commit(lambda connection: write(connection, now)))
 
 
 async def _read(request: Request, monitor: Monitor, principal: Principal) -> RulesRequest:

@@ -1,7 +1,9 @@
 """The writer: commits in groups, answers after the commit, and lets nobody wait for ever."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import cast
 
@@ -10,7 +12,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.pool import QueuePool
 
 from monitor_service.errors import NotFound, StoreUnavailable
-from monitor_service.store import Store, _Job, _JobFailed, open_engine
+from monitor_service.jobs import Job, JobFailed
+from monitor_service.store import Store, open_engine
 
 
 @pytest.fixture
@@ -80,14 +83,15 @@ def test_work_that_fails_once_and_is_repeated_answers_what_the_repetition_gave(s
             raise ValueError("not yet")
         return len(tries)
 
-    job = _Job(work)
+    waiter: Future[int] = Future()
+    job = Job(work, waiter)
     assert job.claim()
     with store.engine.connect() as connection:
-        with pytest.raises(_JobFailed):
+        with pytest.raises(JobFailed):
             job.run(connection)
         job.run(connection)
-    job.answer()
-    assert job.future.result(0) == 2
+    job.tell()
+    assert waiter.result(0) == 2
 
 
 def test_what_waits_together_is_committed_together(store: Store, commits: list[int]) -> None:
@@ -154,3 +158,37 @@ def test_a_request_that_nobody_waits_for_any_more_is_not_carried_out(store: Stor
     go_on.set()
     store.write(note(2))
     assert notes(store) == [2]
+
+
+def test_an_event_loop_has_what_it_asked_for_after_the_commit(store: Store, commits: list[int]) -> None:
+    def fails(connection: Connection) -> None:
+        raise NotFound.run("radio-7")
+
+    async def ask() -> list[object]:
+        go_on = await asyncio.to_thread(hold, store)
+        asked = [asyncio.create_task(store.commit(work)) for work in (note(1), fails, note(2), note(3))]
+        await asyncio.sleep(0)
+        asked[3].cancel()
+        go_on.set()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    first, failed, second, cancelled = asyncio.run(ask())
+    assert (first, second) == (1, 2)
+    assert isinstance(failed, NotFound)
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert commits[0] == 1
+    assert notes(store) == [1, 2]
+
+
+def test_an_event_loop_that_ended_keeps_nobody_else_waiting(store: Store) -> None:
+    go_on = hold(store)
+
+    async def ask_and_leave() -> None:
+        asked = asyncio.create_task(store.commit(note(1)))
+        await asyncio.sleep(0)
+        asked.cancel()
+
+    asyncio.run(ask_and_leave())
+    waiting = store.submit(note(2))
+    go_on.set()
+    assert waiting.result(10) == 2
