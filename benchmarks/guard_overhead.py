@@ -24,7 +24,6 @@ import torch
 
 from benchmarks.guard_rivals import LR, RIVALS, Batch, Step
 from trainer.all_guards import all_guards
-from trainer.build import Stage, probe_batch
 from trainer.config import Config, GuardsConfig, load
 from trainer.data.radiomaps import RadioMaps
 from trainer.guards.at_rest import AtRest
@@ -39,6 +38,7 @@ from trainer.guards.vitals import Meter
 from trainer.held import HeldModes, HeldSettings
 from trainer.objective import OptimizerConfig, Schedule, fused_adamw
 from trainer.radiodiff.diffusion import LatentDiffusion
+from trainer.stage import Stage, probe_batch
 
 TINY = Path(__file__).parents[1] / "deploy/configs/tiny.toml"
 

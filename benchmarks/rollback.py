@@ -18,11 +18,12 @@ from pathlib import Path
 
 import torch
 
-from trainer.build import build_loop, diffusion_of
+from trainer.build import build_loop
 from trainer.checkpoint import RestoreSnapshot
 from trainer.config import load
 from trainer.data.radiomaps import RadioMaps
 from trainer.loop import Loop
+from trainer.stage import diffusion_of
 
 TINY = Path(__file__).parents[1] / "deploy/configs/tiny.toml"
 BETWEEN = 6

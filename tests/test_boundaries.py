@@ -45,6 +45,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.foreign": (),
     "trainer.random_states": (),
     "trainer.per_rank": ("trainer.random_states", "trainer.ranks"),
+    "trainer.remedies": (
+        *("shared", "trainer.checkpoint", "trainer.factors", "trainer.reporting", "trainer.state"),
+    ),
     "trainer.restoring": (*("trainer.checkpoint", "trainer.common_ring", "trainer.probe", "trainer.state"),),
     "trainer.reporting": ("shared", "trainer.guards", "trainer.link", "trainer.record"),
     "trainer.factors": ("shared", "trainer.section"),
@@ -54,9 +57,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "trainer.recovery": (
         *("shared", "trainer.checkpoint", "trainer.errors", "trainer.section"),
-        *("trainer.common_ring", "trainer.factors", "trainer.incident"),
-        *("trainer.probe", "trainer.reporting", "trainer.restoring", "trainer.saves", "trainer.settings"),
-        "trainer.state",
+        *("trainer.common_ring", "trainer.incident", "trainer.probe", "trainer.remedies"),
+        *("trainer.reporting", "trainer.restoring", "trainer.saves", "trainer.settings", "trainer.state"),
     ),
     "trainer.watchdog": ("trainer.section",),
     "trainer.taken": ("shared", "trainer.guards"),
@@ -67,7 +69,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.agreement": (
         *("shared", "trainer.news", "trainer.recovery", "trainer.reporting", "trainer.state"),
     ),
-    "trainer.saves": ("shared", "trainer.checkpoint", "trainer.common_ring", "trainer.reporting"),
+    "trainer.saves": (
+        *("shared", "trainer.checkpoint", "trainer.common_ring", "trainer.probe", "trainer.reporting"),
+        "trainer.state",
+    ),
     "trainer.settings": (),
     "trainer.judging": (
         *("shared", "trainer.errors", "trainer.guards", "trainer.incident", "trainer.news"),

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.build import diffusion_of, first_stage_of, probe_batch
 from trainer.config import load
 from trainer.data.radiomaps import RadioMaps
 from trainer.objective import fused_adamw
 from trainer.pipeline import check_shapes
 from trainer.probe import Trainee
+from trainer.stage import diffusion_of, first_stage_of, probe_batch
 
 CONFIGS = sorted((Path(__file__).parents[1] / "deploy/configs").glob("*.toml"))
 

@@ -1,24 +1,18 @@
 """Builds a loop from its parts: the one place where guards, recovery and link meet a model."""
 
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
 from shared.base import utc_now
 from shared.exchange import RunSpec
 from trainer.all_guards import all_guards
 from trainer.averaging import Averaging, Summing
-from trainer.checkpoint import list_records
-from trainer.config import Config, GuardsConfig, TrainingConfig
+from trainer.config import Config, GuardsConfig, RunConfig, TrainingConfig
 from trainer.data.batches import Share
-from trainer.data.items import Item, collate
+from trainer.data.items import Item
 from trainer.data.loading import Loader
 from trainer.data.oddity import Oddity
 from trainer.data.pairing import Pairing
@@ -41,30 +35,14 @@ from trainer.link.config import LinkConfig
 from trainer.loop import Loop, Observer
 from trainer.objective import Objective, Schedule, fused_adamw
 from trainer.probe import Probe, Trainee
-from trainer.radiodiff.diffusion import LatentDiffusion
-from trainer.radiodiff.first_stage import FirstStage
 from trainer.radiodiff.memory import checkpoint_blocks, convolve_channels_last
 from trainer.ranks import Ranks
 from trainer.record import RunRecord
 from trainer.recovery import Recovery
 from trainer.reporting import Reporter
-from trainer.section import Section
 from trainer.sharding import is_sharded, shard
+from trainer.stage import CHECKPOINTS, Stage, probe_batch, set_seed
 from trainer.state import TrainState
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One training: what is trained, on what, under which name, and where its files go."""
-
-    run: str
-    folder: Path
-    model: nn.Module
-    training: TrainingConfig
-    source: RadioMaps
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """What of the configuration shapes the result: kept with each checkpoint, compared at a resume."""
-
 
 _STRIDE = 1_000_003
 """Between the seeds of two ranks: far from those of stages, and of runs that count theirs up."""
@@ -83,42 +61,6 @@ class _Checks:
         return _WELL_SCALED(item) or self._belongs(item)
 
 
-CHECKPOINTS = "checkpoints"
-"""Where they lie in a stage's folder."""
-
-
-def has_checkpoints(folder: Path) -> bool:
-    """Whether the stage in that folder has any, usable or not."""
-    return (folder / CHECKPOINTS).is_dir() and bool(list_records(folder / CHECKPOINTS))
-
-
-def first_stage_folder(config: Config) -> Path:
-    """Where the first stage's files go; those of the second lie in the run's own folder."""
-    return config.run.folder / "first-stage"
-
-
-def first_stage_of(config: Config, maps: RadioMaps) -> Stage:
-    """The training of the autoencoder, with new weights."""
-    _seed(config.run.seed)
-    model = FirstStage(config.first_stage.model).to(config.run.device)
-    name = f"{config.run.name}-first-stage"
-    settings = _settings(config, config.first_stage)
-    return Stage(name, first_stage_folder(config), model, config.first_stage.training, maps, settings)
-
-
-def diffusion_of(config: Config, maps: RadioMaps) -> Stage:
-    """The training of the latent diffusion model, with new weights."""
-    _seed(config.run.seed + 1)
-    model = LatentDiffusion(config.diffusion.model).to(config.run.device)
-    settings = _settings(config, config.diffusion)
-    return Stage(config.run.name, config.run.folder, model, config.diffusion.training, maps, settings)
-
-
-def _settings(config: Config, stage: Section) -> dict[str, Any]:
-    shaping = stage.model_dump(mode="json", exclude={"sampling"})
-    return {"data": config.data.model_dump(mode="json", exclude={"cache", "cache_folder"}), **shaping}
-
-
 def build_loop(
     config: Config, stage: Stage, observers: Sequence[Observer] = (), ranks: Ranks | None = None
 ) -> Loop:
@@ -130,73 +72,65 @@ def build_loop(
         DataError: the data can't be used.
         ConfigError: the run's record can't be read.
     """
-    ranks = ranks or Ranks()
-    device = torch.device(config.run.device)
-    model = stage.model
-    ranks.make_equal(model.state_dict())
-    if not ranks.is_first:
-        _seed(config.run.seed + _STRIDE * ranks.number)
-    assert isinstance(model, Trainee), "a stage's model has objectives and training_step"
-    if stage.training.channels_last:
-        convolve_channels_last(model)
-    if stage.training.gradient_checkpointing:
-        checkpoint_blocks(model)
-    names = model.objectives
-    if ranks.are_many and stage.training.parallel == "fsdp2":
-        trained = {parameter for name in names for parameter in model.parameters_of(name)}
-        shard(model, trained, ranks, device.type)
+    ranks, device = ranks or Ranks(), torch.device(config.run.device)
+    names = _set_up(stage, config.run, ranks)
     spikes = [Spike(name, config.guards.spike, limits=Limits(device)) for name in names]
     objectives = [
         _objective(stage, name, spike.limits, device, ranks, config.guards)
         for name, spike in zip(names, spikes, strict=True)
     ]
-    loader = _loader(stage, _share(stage.training, ranks))
-    ema = Ema(stage.model, stage.training.ema)
     at_rest, streams = AtRest(config.guards.at_rest), Streams()
     state = TrainState(
         stage.model,
         {one.name: one.optimizer for one in objectives},
         {one.name: one.meter for one in objectives},
         all_guards(config.guards, spikes, names, at_rest, streams, ranks),
-        ema,
-        loader,
+        Ema(stage.model, stage.training.ema),
+        _loader(stage, _share(stage.training, ranks)),
         ranks=ranks,
     )
     reporter = _reporter(config, stage, ranks)
-    probe = Probe(stage.model, ema, probe_batch(stage, device))
-    folder = stage.folder / CHECKPOINTS
-    settings = {**stage.settings, "ranks": ranks.world}
-    eased = [one.schedule.eased for one in objectives]
-    recovery = Recovery(config.recovery, state, probe, folder, reporter, settings=settings, eased=eased)
     origin = {"run": stage.run, "config": config.model_dump(mode="json")}
-    incidents = Incidents(config.recovery.incidents, reporter, stage.folder, origin)
     return Loop(
         objectives,
         state,
-        recovery,
+        _recovery(config, stage, state, reporter, [one.schedule.eased for one in objectives]),
         reporter,
-        incidents,
+        Incidents(config.recovery.incidents, reporter, stage.folder, origin),
         total_steps=stage.training.steps,
         device=device,
+        at_rest=at_rest,
+        streams=streams,
         observers=observers,
         precision=stage.training.precision,
         micro_batches=stage.training.micro_batches,
-        at_rest=at_rest,
-        streams=streams,
     )
 
 
-def probe_batch(stage: Stage, device: torch.device, size: int = 4) -> dict[str, torch.Tensor]:
-    """The first items of the training maps as they lie in the data set: the same batch for the whole run."""
-    batch = collate([stage.source[index] for index in range(min(size, len(stage.source)))])
-    return {"image": batch["image"].to(device), "cond": batch["cond"].to(device)}
+def _set_up(stage: Stage, run: RunConfig, ranks: Ranks) -> tuple[str, ...]:
+    """Make the model ready in this process, and answer what it is trained for."""
+    model, training = stage.model, stage.training
+    assert isinstance(model, Trainee), "a stage's model has objectives and training_step"
+    ranks.make_equal(model.state_dict())
+    if not ranks.is_first:
+        set_seed(run.seed + _STRIDE * ranks.number)
+    if training.channels_last:
+        convolve_channels_last(model)
+    if training.gradient_checkpointing:
+        checkpoint_blocks(model)
+    if ranks.are_many and training.parallel == "fsdp2":
+        trained = {parameter for name in model.objectives for parameter in model.parameters_of(name)}
+        shard(model, trained, ranks, torch.device(run.device).type)
+    return model.objectives
 
 
-def _seed(seed: int) -> None:
-    """Set every random state that a checkpoint keeps: a twin run has the same ones from its first step."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
+def _recovery(
+    config: Config, stage: Stage, state: TrainState, reporter: Reporter, eased: Sequence[torch.Tensor]
+) -> Recovery:
+    probe = Probe(stage.model, state.ema, probe_batch(stage, torch.device(config.run.device)))
+    settings = {**stage.settings, "ranks": state.ranks.world}
+    folder = stage.folder / CHECKPOINTS
+    return Recovery(config.recovery, state, probe, folder, reporter, settings=settings, eased=eased)
 
 
 def _reduce(stage: Stage, ranks: Ranks, statistics: Sequence[torch.Tensor]) -> Averaging | None:

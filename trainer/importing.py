@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.build import Stage, build_loop, diffusion_of, first_stage_of, has_checkpoints
+from trainer.build import build_loop
 from trainer.checkpoint import Record
 from trainer.config import Config
 from trainer.data.radiomaps import RadioMaps
@@ -20,6 +20,7 @@ from trainer.radiodiff.upstream import (
     read_file,
     write_file,
 )
+from trainer.stage import Stage, diffusion_of, first_stage_of, has_checkpoints
 from trainer.trained import Trained, trained_diffusion, trained_first_stage
 
 _NAMED = 5

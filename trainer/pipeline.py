@@ -8,15 +8,7 @@ from contextlib import ExitStack, nullcontext
 import torch
 
 from shared.events import RunEnded
-from trainer.build import (
-    Stage,
-    build_loop,
-    diffusion_of,
-    first_stage_folder,
-    first_stage_of,
-    has_checkpoints,
-    probe_batch,
-)
+from trainer.build import build_loop
 from trainer.checkpoint import NoValidCheckpoint
 from trainer.claim import claimed
 from trainer.config import Config
@@ -32,6 +24,14 @@ from trainer.radiodiff.first_stage import FirstStage
 from trainer.radiodiff.unet import Unet
 from trainer.ranks import Ranks, joined
 from trainer.sharding import is_sharded
+from trainer.stage import (
+    Stage,
+    diffusion_of,
+    first_stage_folder,
+    first_stage_of,
+    has_checkpoints,
+    probe_batch,
+)
 from trainer.summary import StageSummary, Summary
 from trainer.trained import trained_first_stage
 from trainer.watching import watched

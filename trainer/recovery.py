@@ -1,23 +1,20 @@
 """The way back: when to keep a snapshot or a checkpoint, and which of them to return to."""
 
-import logging
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from shared.events import Change, Finding, Rollback, Severity
+from shared.events import Finding, Rollback, Severity
 from trainer.checkpoint import (
-    AS_BEFORE,
+    Easing,
     Ladder,
     LadderConfig,
     LoadCheckpoint,
-    Loaded,
     NoValidCheckpoint,
     Record,
     RestoreSnapshot,
@@ -25,21 +22,18 @@ from trainer.checkpoint import (
     Rung,
     SnapshotRing,
     Stop,
-    stage,
 )
 from trainer.common_ring import ring_and_writer
 from trainer.errors import RunStopped
-from trainer.factors import Factors, Lowered
 from trainer.incident import IncidentConfig
 from trainer.probe import Probe
+from trainer.remedies import Remedies
 from trainer.reporting import Reporter
 from trainer.restoring import Restoring
 from trainer.saves import Saves
 from trainer.section import Section
 from trainer.settings import changes
 from trainer.state import TrainState
-
-log = logging.getLogger(__name__)
 
 Trigger = Literal["guard", "command"]
 
@@ -64,18 +58,6 @@ class RecoveryConfig(Section):
     returns_over: int = Field(
         500, ge=5, description="Steps over which a lowered rate or clipping norm comes back, in five stages."
     )
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """Where a run went back to."""
-
-    source: Literal["snapshot", "checkpoint"]
-    checkpoint: str | None = None
-
-    @classmethod
-    def at(cls, loaded: Loaded) -> Self:
-        return cls("checkpoint", loaded.record.name)
 
 
 class Recovery:
@@ -104,10 +86,7 @@ class Recovery:
         self._ladder = Ladder(config.ladder)
         if reporter.record.ladder:
             self._ladder.load_state_dict(reporter.record.ladder)
-        clip = [meter.clip_factor for meter in state.meters.values()]
-        lowered = Lowered.model_validate(reporter.record.factors)
-        self._factors = Factors(eased, clip, reporter.change, config.returns_over, lowered)
-        state.loader.quarantine(reporter.record.quarantined)
+        self.remedies = Remedies(state, reporter, eased, config.returns_over)
         self.kept_at, self.save_due_at = state.step, state.step + config.checkpoint_every
         self.saved_at: int | None = None
         """Step of the checkpoint that was handed over last, by this process."""
@@ -133,7 +112,7 @@ class Recovery:
     def begin(self) -> None:
         """The first way back: a snapshot of where the attempt starts."""
         self.save_due_at = self._state.step + self.config.checkpoint_every
-        self._follow()
+        self.remedies.follow()
         self._take_snapshot()
         if self._changed_settings:
             message = "resumed with other settings than before: " + "; ".join(self._changed_settings)
@@ -155,16 +134,7 @@ class Recovery:
     def save(self) -> None:
         """Hand a checkpoint of this moment to the writer: costs two probes and a copy, not the disk."""
         self.save_due_at = self._state.step + self.config.checkpoint_every
-        # a restart goes on from here, so the steps up to here must not be lost with this process
-        self._reporter.link.hurry()
-        losses = self._probe.measure(self._state.step) if self._probe else {}
-        self._writer.submit(
-            stage(self._state.parts()),
-            {**self._state.facts(), "probe": losses, "settings": self._settings},
-            step=self._state.step,
-            attempt=self._reporter.record.attempt,
-            probe_loss=losses.get("live"),
-        )
+        self._saves.hand_over(self._state, self._probe, self._settings)
         self.saved_at = self._state.step
 
     def judged(self, refused: bool, is_healthy: bool) -> None:
@@ -179,7 +149,7 @@ class Recovery:
             self._stop_or(self._ladder.refused(step))
         else:
             self._ladder.applied()
-        self._follow()
+        self.remedies.follow()
 
     def unexplained(self, step: int, batch: int) -> Rung | None:
         """Hear of a refused step that stays bad: where to go back to, or None to go on.
@@ -203,22 +173,10 @@ class Recovery:
         steps = self._snapshots.steps()
         return RestoreSnapshot(steps[0]) if steps else None
 
-    def quarantine(self, ids: Sequence[str], reason: str, incident: str | None) -> None:
-        """Leave these samples out for the rest of the run."""
-        record = self._reporter.record
-        fresh = [one for one in ids if one not in record.quarantined]
-        record.quarantined += fresh
-        self._state.loader.quarantine(fresh)
-        for one in fresh:
-            self._change("quarantine", one, reason, incident)
-
     def ease(self, step: int, reason: str) -> None:
         """Divergence is predicted: lower the rate for a while and keep the present state. Never goes back."""
-        if not self._factors.is_usual:
-            return
-        self._factors.lower(step, reason, lr=self.config.ladder.lower_lr, clip=1.0, rewarm=0, incident=None)
-        self._remember()
-        self._protect_at = step + 2  # the judgement of the next step scans the state before it is kept
+        if self.remedies.ease(step, Easing(self.config.ladder.lower_lr), reason):
+            self._protect_at = step + 2  # the judgement of the next step scans the state before it is kept
 
     def collect(self) -> None:
         """Report what the writer's thread has done since the last call."""
@@ -254,10 +212,10 @@ class Recovery:
         self._writer.drain()
         if trigger == "guard":
             rung = rung or self._next_rung(from_step)
-            arrival = self._climb(from_step, rung)
+            checkpoint = self._climb(from_step, rung)
         else:
             before_step = None if at_most is None else at_most + 1
-            arrival = Arrival.at(self._restoring.newest_or_stay(before_step=before_step))
+            checkpoint = self._restoring.newest_or_stay(before_step=before_step).record.name
         to_step = self._state.step
         self._snapshots.drop_after(to_step)
         self.ring.invalidate_after(to_step, attempt)
@@ -265,8 +223,8 @@ class Recovery:
             step=from_step,
             from_step=from_step,
             to_step=to_step,
-            source=arrival.source,
-            checkpoint=arrival.checkpoint,
+            source="snapshot" if checkpoint is None else "checkpoint",
+            checkpoint=checkpoint,
             reason=reason,
             trigger=trigger,
             command=command,
@@ -274,10 +232,10 @@ class Recovery:
         )
         self._reporter.rollback(rollback)
         if isinstance(rung, RestoreSnapshot | LoadCheckpoint):
-            self._apply(rung, reason, incident)
+            self.remedies.go_along_with(rung, reason, incident)
         if forget is not None:
             self._state.reset_moments(forget)
-        self._follow()
+        self.remedies.follow()
         # where nothing on disk is left to go back to, the next step makes it
         self.save_due_at = to_step + (self.config.checkpoint_every if self.ring.steps() else 1)
         self._take_snapshot()
@@ -311,51 +269,22 @@ class Recovery:
             self._protect_at = None
             self._snapshots.protect(self._state.step, self._state.step + self.config.returns_over)
 
-    def _follow(self) -> None:
-        told = self._factors.lowered
-        self._factors.follow(self._state.step)
-        if self._factors.lowered is not told:
-            self._remember()
-
-    def _remember(self) -> None:
-        self._reporter.record.factors = self._factors.state_dict()
-
-    def _apply(self, rung: RestoreSnapshot | LoadCheckpoint, reason: str, incident: str | None) -> None:
-        """What goes along with a rollback: factors turned down, and data passed over."""
-        easing, step = rung.easing, self._state.step
-        if easing != AS_BEFORE:
-            self._factors.lower(
-                step, reason, lr=easing.lr, clip=easing.clip, rewarm=easing.rewarm, incident=incident
-            )
-            self._remember()
-        first = self._state.iteration
-        if rung.past is not None and rung.past > first:
-            self._state.loader.skip(rung.past - first)
-            self._change("data_window", f"{first}..{rung.past - 1}", reason, incident)
-
-    def _change(
-        self, what: Literal["quarantine", "data_window"], value: str, reason: str, incident: str | None
-    ) -> None:
-        step = self._state.step
-        self._reporter.change(
-            Change(step=step, what=what, value=value, previous="", reason=reason, incident=incident)
-        )
-
     def _next_rung(self, step: int) -> Rung:
         snapshots, checkpoints = self._snapshots.steps(), self.ring.steps()
         rung = self._ladder.corrupt(step, snapshots=snapshots, checkpoints=checkpoints)
         self._stop_or(rung)
         return rung
 
-    def _climb(self, step: int, rung: Rung) -> Arrival:
+    def _climb(self, step: int, rung: Rung) -> str | None:
+        """Restore what the rung says: a checkpoint's name, or None for a snapshot."""
         if isinstance(rung, RestoreSnapshot):
             snapshot = self._snapshots.newest(before_step=rung.step + 1)
             assert snapshot is not None, "the ladder was offered what the ring holds"
             self._state.restore(snapshot.parts, snapshot.facts)
-            return Arrival("snapshot")
+            return None
         assert isinstance(rung, LoadCheckpoint)
         try:
-            return Arrival.at(self._restoring.newest(before_step=rung.before_step))
+            return self._restoring.newest(before_step=rung.before_step).record.name
         except NoValidCheckpoint as error:
             raise RunStopped(f"step {step}: {error}") from error
 

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from shared.events import Incident
-from trainer.build import CHECKPOINTS
 from trainer.checkpoint import list_records, read
 from trainer.checkpoint.container import parse
 from trainer.config import Config
@@ -24,6 +23,7 @@ from trainer.precision import computing_in
 from trainer.probe import Trainee
 from trainer.radiodiff.diffusion import LatentDiffusion
 from trainer.radiodiff.first_stage import FirstStage
+from trainer.stage import CHECKPOINTS
 
 Origin = Mapping[str, Any]
 BuildModel = Callable[[Origin], nn.Module]

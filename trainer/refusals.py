@@ -131,7 +131,7 @@ class Refusals:
             self._unexplained(loop, taken, "a spike that its replay repeats", None, findings, evidence)
 
     def _set_aside(self, loop: Loop, taken: Taken, ids: Sequence[str], reason: str, name: str) -> None:
-        self._recovery.quarantine(ids, reason, name)
+        self._recovery.remedies.quarantine(ids, reason, name)
         self._show(loop, taken, ids, name)
         action = f"set aside {', '.join(ids[:3])}{' and more' if len(ids) > 3 else ''}"
         self.incidents.note(name, sample_ids=ids, action=action, steps_lost=1)

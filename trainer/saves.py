@@ -1,16 +1,20 @@
-"""What is told of saves: checkpoints that changed their state, saves that failed, a disk that is slow."""
+"""Checkpoints on their way to the disk: handed over, and told what became of them."""
 
 import time
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 from shared.events import CheckpointChanged, CheckpointState, Finding, Severity
-from trainer.checkpoint import Record
+from trainer.checkpoint import Record, stage
 from trainer.common_ring import Writer
+from trainer.probe import Probe
 from trainer.reporting import Reporter
+from trainer.state import TrainState
 
 
 class Saves:
-    """Tells what the writer's thread has done, from the loop's thread.
+    """Hands checkpoints to the writer's thread and tells what it has done, from the loop's thread.
 
     Args:
         changed: where the thread puts each checkpoint that has changed its state.
@@ -23,6 +27,19 @@ class Saves:
         self._writer, self._changed, self._reporter = writer, changed, reporter
         self._slow_after_s = slow_after_s
         self._told_slow: tuple[str, float] | None = None
+
+    def hand_over(self, state: TrainState, probe: Probe | None, settings: Mapping[str, Any]) -> None:
+        """A checkpoint of this moment: costs two probes and a copy, not the disk."""
+        # a restart goes on from here, so the steps up to here must not be lost with this process
+        self._reporter.link.hurry()
+        losses = probe.measure(state.step) if probe else {}
+        self._writer.submit(
+            stage(state.parts()),
+            {**state.facts(), "probe": losses, "settings": settings},
+            step=state.step,
+            attempt=self._reporter.record.attempt,
+            probe_loss=losses.get("live"),
+        )
 
     def tell(self, step: int) -> bool:
         """Tell all that is new; answers whether a save has failed."""

@@ -9,7 +9,6 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from trainer.build import CHECKPOINTS, Stage, first_stage_folder, probe_batch
 from trainer.checkpoint import (
     CheckpointInvalid,
     NoValidCheckpoint,
@@ -27,6 +26,7 @@ from trainer.errors import ConfigError, ResumeRefused
 from trainer.probe import Probe
 from trainer.radiodiff.diffusion import LatentDiffusion
 from trainer.radiodiff.first_stage import FirstStage
+from trainer.stage import CHECKPOINTS, Stage, first_stage_folder, probe_batch
 
 log = logging.getLogger(__name__)
 

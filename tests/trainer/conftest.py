@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from shared.base import utc_now
 from shared.commands import Asked, Command, Withdrawal
 from shared.events import Event
-from trainer.build import Stage, build_loop
+from trainer.build import build_loop
 from trainer.checkpoint import RingConfig, stage
 from trainer.config import Config, GuardsConfig, RunConfig, TrainingConfig
 from trainer.data.batches import LoadingConfig
@@ -29,6 +29,7 @@ from trainer.loop import Loop, Observer, Phase
 from trainer.objective import OptimizerConfig
 from trainer.pipeline import run_stage
 from trainer.recovery import RecoveryConfig
+from trainer.stage import Stage
 
 SIZE = 8
 

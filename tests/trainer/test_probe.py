@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.build import probe_batch
 from trainer.probe import Probe
+from trainer.stage import probe_batch
 
 
 def another_scale_factor(loop: Any) -> None:

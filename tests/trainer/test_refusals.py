@@ -205,8 +205,8 @@ def test_a_resumed_run_has_the_factors_of_the_one_that_was_killed(
     with pytest.raises(lab.Killed):
         lab.run("killed", observers=[*strike_twice(33, 36), lab.wait_for_disk, lab.kill_at(70)], **kind)
     resumed = lab.run("killed", seed=None, **kind)
-    assert whole.recovery._factors.lowered.lr == 0.7
-    assert resumed.recovery._factors.lowered == whole.recovery._factors.lowered
+    assert whole.recovery.remedies.lowered.lr == 0.7
+    assert resumed.recovery.remedies.lowered == whole.recovery.remedies.lowered
     assert differences(without_memory(everything(whole)), without_memory(everything(resumed))) == []
 
 

@@ -6,7 +6,6 @@ from typing import cast
 
 import torch
 
-from trainer.build import first_stage_of
 from trainer.checkpoint import list_records
 from trainer.config import Config
 from trainer.drill.faults import Fault, Ground, first_life
@@ -17,6 +16,7 @@ from trainer.loop import Loop, Phase
 from trainer.pipeline import run_stage
 from trainer.radiodiff.diffusion import LatentDiffusion
 from trainer.record import RunRecord
+from trainer.stage import first_stage_of
 
 
 def sampled_in_between(at_step: int) -> Fault:

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from shared.events import CheckpointChanged, CheckpointState, Finding, Picture, Severity
-from trainer.build import diffusion_of
 from trainer.config import load
 from trainer.data.radiomaps import RadioMaps
 from trainer.drawing import Drawer
 from trainer.pipeline import prepare, run_stage
+from trainer.stage import diffusion_of
 
 EVERY_TWO_STEPS = {
     "steps = 3\n": "steps = 5\n",

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from trainer.build import diffusion_of
 from trainer.config import load
 from trainer.data.radiomaps import RadioMaps
 from trainer.pipeline import prepare, run_stage
+from trainer.stage import diffusion_of
 
 
 def spoil(phase: Any, loop: Any) -> None:
