@@ -42,8 +42,6 @@ from monitor_service.web import cancelling, login, orders, pages, shell
 from monitor_service.web.sparklines import Sparklines
 from shared.base import utc_now
 
-API = "/api/v1"
-
 
 def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
     """The app with parts of its own; its lifespan migrates, writes, watches, and drains at the end."""
@@ -70,13 +68,13 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> FastAPI:
         streams.router,
         archives.router,
         pictures.router,
+        service.router,
+        login.router,
+        orders.router,
+        cancelling.router,
+        pages.router,
     ):
-        app.include_router(router, prefix=API)
-    app.include_router(service.router)
-    app.include_router(login.router)
-    app.include_router(orders.router)
-    app.include_router(cancelling.router)
-    app.include_router(pages.router)
+        app.include_router(router)
     shell.mount_static(app)
     add_problem_handlers(app, shell.error_page)
     describe_bodies(app)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, func, select
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, select
 
 from monitor_service import checkpoints as checkpoint_notes
 from monitor_service import ledger, tables
@@ -12,6 +12,7 @@ from monitor_service.commands import as_command
 from monitor_service.errors import NotFound
 from monitor_service.facts import Facts
 from monitor_service.health import RunStatus
+from monitor_service.prepared import Prepared, one_of
 from monitor_service.span import Span
 from monitor_service.views import (
     AttemptView,
@@ -35,6 +36,16 @@ from shared.commands import OPEN_COMMAND_STATES
 from shared.events import Severity
 from shared.exchange import OutboxCounts
 
+_YOUNGEST = tables.commands.c.issued_at.desc(), tables.commands.c.id
+"""First of some commands."""
+
+_RUN = Prepared(select(tables.runs).where(tables.runs.c.name == bindparam("name")))
+_OPEN = Prepared(
+    select(tables.commands)
+    .where(tables.commands.c.run_id == bindparam("run"), one_of(tables.commands.c.state, OPEN_COMMAND_STATES))
+    .order_by(*_YOUNGEST)
+)
+
 
 def run_detail(connection: Connection, run: str) -> RunDetail:
     """All about a run except its long lists."""
@@ -52,14 +63,15 @@ def run_detail(connection: Connection, run: str) -> RunDetail:
 def health(connection: Connection, run: str) -> HealthView:
     """How a run is, since when and why."""
     row = run_row(connection, run)
-    shown = {name: value for name, value in summary(row).items() if name in HealthView.model_fields}
-    judged = Facts.model_validate_json(row.facts).judged
+    facts = Facts.model_validate_json(row.facts)
+    shown = {name: value for name, value in _summary(row, facts).items() if name in HealthView.model_fields}
+    judged = facts.judged
     return HealthView(
         **{**shown, "risk": judged.risk},
         concerns=judged.concerns,
         suggestion=judged.suggestion,
         needs_person=judged.needs_person,
-        open_commands=_commands(connection, row, tables.commands.c.state.in_(OPEN_COMMAND_STATES)),
+        open_commands=_views(connection, row, _OPEN.all(connection, run=row.id)),
     )
 
 
@@ -143,17 +155,20 @@ def command(connection: Connection, run: str, command_id: str) -> CommandView:
     return found[0]
 
 
-def run_row(connection: Connection, name: str) -> Row[Any]:
+def run_row(connection: Connection, name: str) -> Any:
     """The run's row. Raises NotFound."""
-    row = connection.execute(select(tables.runs).where(tables.runs.c.name == name)).first()
+    row = _RUN.first(connection, name=name)
     if row is None:
         raise NotFound.run(name)
     return row
 
 
-def summary(row: Row[Any]) -> dict[str, Any]:
+def summary(row: Any) -> dict[str, Any]:
     """The fields of a ``RunSummary``."""
-    facts = Facts.model_validate_json(row.facts)
+    return _summary(row, Facts.model_validate_json(row.facts))
+
+
+def _summary(row: Any, facts: Facts) -> dict[str, Any]:
     return {
         "run": row.name,
         "project": row.project,
@@ -204,16 +219,13 @@ def _transitions(connection: Connection, run_id: int) -> list[TransitionView]:
     ]
 
 
-def _commands(
-    connection: Connection, run: Row[Any], *which: Any, limit: int | None = None
-) -> list[CommandView]:
-    known = tables.commands.c
-    rows = connection.execute(
-        select(tables.commands)
-        .where(known.run_id == run.id, *which)
-        .order_by(known.issued_at.desc(), known.id)
-        .limit(limit)
-    ).all()
+def _commands(connection: Connection, run: Any, *which: Any, limit: int | None = None) -> list[CommandView]:
+    query = select(tables.commands).where(tables.commands.c.run_id == run.id, *which).order_by(*_YOUNGEST)
+    return _views(connection, run, connection.execute(query.limit(limit)).all())
+
+
+def _views(connection: Connection, run: Any, rows: Sequence[Any]) -> list[CommandView]:
+    """Commands of a run, with their lives."""
     lives = _histories(connection, [row.id for row in rows])
     return [
         CommandView(**as_command(row).model_dump(), run=run.name, state=row.state, history=lives[row.id])

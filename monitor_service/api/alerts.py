@@ -9,6 +9,7 @@ from monitor_service.api.answers import answer
 from monitor_service.api.body import read_message
 from monitor_service.api.dependencies import ConnectionDep, MonitorDep
 from monitor_service.api.openapi import body_of
+from monitor_service.api.paths import API
 from monitor_service.api.permissions import PrincipalDep, needs
 from monitor_service.errors import InvalidMessage, Violation
 from monitor_service.tables import LARGEST_INTEGER
@@ -16,7 +17,7 @@ from monitor_service.tokens import Scope
 from monitor_service.webhook import EXPECTED, AlertPage, AlertsReceived, Result, Webhook
 from shared.base import Name
 
-router = APIRouter(tags=["alerts"])
+router = APIRouter(prefix=API, tags=["alerts"])
 
 
 @router.post(

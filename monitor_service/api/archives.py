@@ -16,6 +16,7 @@ from monitor_service.api.answers import answer
 from monitor_service.api.body import bounded
 from monitor_service.api.dependencies import Monitor, MonitorDep
 from monitor_service.api.ingest import RunName
+from monitor_service.api.paths import API
 from monitor_service.api.permissions import PrincipalDep, needs
 from monitor_service.errors import WrongMediaType
 from monitor_service.tokens import Scope
@@ -26,7 +27,7 @@ IN_MEMORY_BYTES = 4 << 20
 CHUNK_BYTES = 1 << 20
 _FILE = {"schema": {"type": "string", "format": "binary"}}
 
-router = APIRouter(tags=["archive"])
+router = APIRouter(prefix=API, tags=["archive"])
 
 
 @router.get(

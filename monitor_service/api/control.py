@@ -17,6 +17,7 @@ from monitor_service.api.body import read_message
 from monitor_service.api.dependencies import ConnectionDep, Monitor, MonitorDep
 from monitor_service.api.ingest import RunName
 from monitor_service.api.openapi import body_of
+from monitor_service.api.paths import API
 from monitor_service.api.permissions import PrincipalDep, needs
 from monitor_service.commands import Cancellation
 from monitor_service.concerns import Acceptance
@@ -25,7 +26,7 @@ from monitor_service.tokens import Scope
 from monitor_service.views import CommandPage, CommandView
 from shared.commands import Command, CommandRequest, CommandState
 
-router = APIRouter(tags=["control"])
+router = APIRouter(prefix=API, tags=["control"])
 
 IdempotencyKey = Annotated[
     str | None,

@@ -17,6 +17,7 @@ from monitor_service.api.body import read_message
 from monitor_service.api.dependencies import Monitor, MonitorDep
 from monitor_service.api.headers import fields_of
 from monitor_service.api.openapi import body_of
+from monitor_service.api.paths import API
 from monitor_service.api.permissions import PrincipalDep, needs
 from monitor_service.api.problems import status_of
 from monitor_service.batches import Incoming
@@ -29,7 +30,7 @@ from monitor_service.views import RunDetail
 from shared.base import Name
 from shared.exchange import Batch, Reply, RunSpec
 
-router = APIRouter(tags=["ingest"], dependencies=[needs(Scope.INGEST)])
+router = APIRouter(prefix=API, tags=["ingest"], dependencies=[needs(Scope.INGEST)])
 
 INLINE_VALUES = 10_000
 """Up to so many values are packed in the event loop; more would keep the others waiting."""

@@ -4,10 +4,22 @@ import re
 
 from starlette.types import Scope
 
-_EXCHANGE = re.compile(r"/api/v1/runs/([A-Za-z0-9][A-Za-z0-9_.-]{0,99})/exchange")
+API = "/api/v1"
+"""Before each route of the API. Each router has it itself, so that a route tells its whole path."""
+
+_OF_RUN = re.compile(rf"{API}/runs/([A-Za-z0-9][A-Za-z0-9_.-]{{0,99}})/(exchange|health)")
 
 
 def run_of_exchange(scope: Scope) -> str | None:
     """The run whose batch this is; ``None`` for every other request."""
-    found = _EXCHANGE.fullmatch(scope["path"]) if scope["method"] == "POST" else None
-    return None if found is None else found[1]
+    return _run_of(scope, "POST", "exchange")
+
+
+def run_of_health(scope: Scope) -> str | None:
+    """The run whose health is asked for; ``None`` for every other request."""
+    return _run_of(scope, "GET", "health")
+
+
+def _run_of(scope: Scope, method: str, part: str) -> str | None:
+    found = _OF_RUN.fullmatch(scope["path"]) if scope["method"] == method else None
+    return found[1] if found is not None and found[2] == part else None

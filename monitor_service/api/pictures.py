@@ -8,6 +8,7 @@ from monitor_service import pictures
 from monitor_service.api.answers import answer
 from monitor_service.api.dependencies import ConnectionDep
 from monitor_service.api.ingest import RunName
+from monitor_service.api.paths import API
 from monitor_service.api.permissions import needs
 from monitor_service.pictures import PicturePage
 from monitor_service.tokens import Scope
@@ -16,7 +17,7 @@ from shared.base import Name
 MEDIA_TYPE = "image/png"
 _PNG = {"schema": {"type": "string", "format": "binary"}}
 
-router = APIRouter(tags=["query"], dependencies=[needs(Scope.READ)])
+router = APIRouter(prefix=API, tags=["query"], dependencies=[needs(Scope.READ)])
 
 
 @router.get("/runs/{run}/pictures", response_model=PicturePage)

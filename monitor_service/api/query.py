@@ -1,5 +1,6 @@
 """What pages and programs ask: runs, health, series, events, checkpoints."""
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -7,8 +8,9 @@ from pydantic import AwareDatetime
 
 from monitor_service import queries
 from monitor_service.api.answers import answer, answer_if_changed
-from monitor_service.api.dependencies import ConnectionDep, MonitorDep
+from monitor_service.api.dependencies import ConnectionDep, Monitor, MonitorDep
 from monitor_service.api.ingest import RunName
+from monitor_service.api.paths import API
 from monitor_service.api.permissions import PrincipalDep, needs
 from monitor_service.health import RunStatus
 from monitor_service.incidents import IncidentPage
@@ -27,7 +29,7 @@ from monitor_service.views import (
 )
 from shared.events import Severity
 
-router = APIRouter(tags=["query"], dependencies=[needs(Scope.READ)])
+router = APIRouter(prefix=API, tags=["query"], dependencies=[needs(Scope.READ)])
 
 
 @router.get("/runs", response_model=RunPage)
@@ -62,11 +64,14 @@ def run_detail(run: RunName, request: Request, connection: ConnectionDep) -> Res
 
 
 @router.get("/runs/{run}/health", response_model=HealthView)
-def health(run: RunName, request: Request, monitor: MonitorDep) -> Response:
+async def health(run: RunName, request: Request, monitor: MonitorDep) -> Response:
     """How a run is, since when, why, and what trouble has cost it so far."""
-    # Asked most of all: opened here and not by a dependency, it takes one thread's work and not three.
+    return answer_if_changed(request, await asyncio.to_thread(_health, monitor, run))
+
+
+def _health(monitor: Monitor, run: str) -> HealthView:
     with monitor.store.reading() as connection:
-        return answer_if_changed(request, queries.health(connection, run))
+        return queries.health(connection, run)
 
 
 @router.get("/runs/{run}/events", response_model=EventPage)

@@ -13,13 +13,14 @@ from monitor_service.api.body import read_message
 from monitor_service.api.dependencies import ConnectionDep, Monitor, MonitorDep, SettingsDep
 from monitor_service.api.ingest import RunName
 from monitor_service.api.openapi import body_of
+from monitor_service.api.paths import API
 from monitor_service.api.permissions import PrincipalDep, needs
 from monitor_service.errors import Forbidden
 from monitor_service.rulebook import RulesRequest, RulesView
 from monitor_service.tokens import Scope
 from shared.base import Name
 
-router = APIRouter(tags=["rules"])
+router = APIRouter(prefix=API, tags=["rules"])
 ProjectName = Annotated[Name, Path(description="The project's name.")]
 
 

@@ -10,6 +10,7 @@ from monitor_service.access import refuse_foreign
 from monitor_service.api.answers import answer
 from monitor_service.api.dependencies import ConnectionDep, MonitorDep
 from monitor_service.api.ingest import RunName
+from monitor_service.api.paths import API
 from monitor_service.api.permissions import PrincipalDep, needs
 from monitor_service.comparing import Comparison, compare
 from monitor_service.errors import wrong_query
@@ -20,7 +21,7 @@ from monitor_service.tokens import Scope
 from monitor_service.views import BucketSeries, RawSeries, TimeBucketSeries
 from shared.base import Name
 
-router = APIRouter(tags=["query"], dependencies=[needs(Scope.READ)])
+router = APIRouter(prefix=API, tags=["query"], dependencies=[needs(Scope.READ)])
 
 Whole = Annotated[int | None, Query(ge=0, le=LARGEST_INTEGER)]
 Seconds = Annotated[float | None, Query(allow_inf_nan=False, description="Unix seconds; with axis=time")]

@@ -12,6 +12,7 @@ from monitor_service.access import Principal
 from monitor_service.api.dependencies import Monitor, MonitorDep
 from monitor_service.api.guard import address_of, secret_of
 from monitor_service.api.ingest import RunName
+from monitor_service.api.paths import API
 from monitor_service.api.permissions import PrincipalDep, needs
 from monitor_service.errors import MonitorError
 from monitor_service.news import News, Position
@@ -33,7 +34,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": EXAMPLE}}}
 }
 
-router = APIRouter(tags=["live"], dependencies=[needs(TokenScope.READ)])
+router = APIRouter(prefix=API, tags=["live"], dependencies=[needs(TokenScope.READ)])
 
 LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", max_length=100)]
 

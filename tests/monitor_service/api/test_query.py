@@ -88,6 +88,27 @@ def test_no_page_needs_the_internet(monitor: Any) -> None:
         assert monitor.get(path).status_code == 404
 
 
+def test_the_short_way_of_health_ends_as_the_router_does(monitor: Any, batch: Build) -> None:
+    monitor.send(batch(1, [1], loss=[0.5]))
+    assert monitor.get("/api/v1/runs/demo/health").status_code == 200
+    unknown, misnamed, posted = (
+        monitor.get("/api/v1/runs/nobody/health"),
+        monitor.get("/api/v1/runs/-/health"),
+        monitor.post("/api/v1/runs/demo/health"),
+    )
+    assert [answer.status_code for answer in (unknown, misnamed, posted)] == [404, 422, 405]
+    assert all("problem+json" in answer.headers["content-type"] for answer in (unknown, misnamed, posted))
+
+
+def test_questions_are_counted_by_their_route_whichever_way_they_take(monitor: Any) -> None:
+    for path in ("/health", "/series?name=x", ""):
+        monitor.get(f"/api/v1/runs/demo{path}")
+    told = monitor.get("/metrics").text
+    for path in ("/health", "/series", ""):
+        route = f"/api/v1/runs/{{run}}{path}"
+        assert f'trainhealth_query_duration_seconds_count{{route="{route}"}} 1.0\n' in told
+
+
 def test_unchanged_health_is_304(monitor: Any, batch: Build) -> None:
     url = "/api/v1/runs/demo/health"
     tag = monitor.get(url).headers["etag"]
