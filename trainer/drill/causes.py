@@ -114,6 +114,7 @@ CAUSES: Sequence[Drill] = (
             *("R14", f"gradients-times-{factor}", f"gradients {factor} times too large for 10 steps"),
             lambda at, factor=factor: step.gradients_times(at, float(factor), times=10),  # type: ignore[misc]
             Expect("PL", late=late, recovery="refused or clipped, and told from the norm before clipping"),
+            soaks=factor > 10,
         )
         for factor, late in ((10, 3), (100, 0))
     ),

@@ -14,7 +14,7 @@ class Drill:
 
     ``changes`` are of the configuration, by dotted path. Without a fault the drill is listed and not run: it
     ``awaits`` something that is not built yet, which counts as falling short, or it is ``idle``, with the
-    reason why it can't be made here.
+    reason why it can't be made here. One that does not ``soak`` is nothing against the scatter of a long run.
     """
 
     id: str
@@ -25,3 +25,4 @@ class Drill:
     changes: Mapping[str, Any] = field(default_factory=dict)
     awaits: str = ""
     idle: str = ""
+    soaks: bool = True

@@ -112,6 +112,7 @@ def candidates() -> list[Drill]:
         one
         for one in CATALOGUE
         if one.fault is not None
+        and one.soaks
         and not (one.changes or one.awaits or one.expect.means)
         and one.expect.ends == "finished"
         and isinstance(one.fault(0), Fault)
