@@ -78,9 +78,15 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("shared", "trainer.errors", "trainer.guards", "trainer.incident", "trainer.news"),
         *("trainer.recovery", "trainer.reporting", "trainer.state"),
     ),
+    "trainer.under_way": ("trainer.guards", "trainer.taken"),
+    "trainer.passes": (
+        *("shared", "trainer.guards", "trainer.held", "trainer.news", "trainer.objective"),
+        *("trainer.precision", "trainer.probe", "trainer.taken"),
+    ),
     "trainer.loop": (
         *("shared", "trainer.checkpoint", "trainer.errors", "trainer.guards", "trainer.incident"),
-        *("trainer.held", "trainer.objective", "trainer.orders", "trainer.precision", "trainer.probe"),
+        *("trainer.objective", "trainer.orders", "trainer.passes", "trainer.precision", "trainer.probe"),
+        "trainer.under_way",
         *("trainer.recovery", "trainer.refusals", "trainer.reporting", "trainer.state", "trainer.watchdog"),
         *("trainer.agreement", "trainer.judging", "trainer.news", "trainer.stopped", "trainer.taken"),
     ),

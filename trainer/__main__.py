@@ -24,7 +24,8 @@ from trainer.errors import ConfigError, TrainerError
 from trainer.link.config import LinkConfig
 from trainer.link.delivery import deliver
 from trainer.link.outbox import SpoolError
-from trainer.loop import Loop, Phase
+from trainer.loop import Loop
+from trainer.passes import Phase
 from trainer.pipeline import prepare, require_autoencoder, train
 from trainer.ranks import rank_here
 

@@ -13,7 +13,8 @@ from rich.live import Live
 from rich.logging import RichHandler
 
 from trainer.live_view import LiveView, bars
-from trainer.loop import Loop, Observer, Phase
+from trainer.loop import Loop, Observer
+from trainer.passes import Phase
 
 log = logging.getLogger(__name__)
 

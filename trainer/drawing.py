@@ -7,7 +7,8 @@ from trainer.config import SamplingConfig
 from trainer.data.items import collate
 from trainer.data.radiomaps import RadioMaps
 from trainer.evaluation import draw
-from trainer.loop import Loop, Phase
+from trainer.loop import Loop
+from trainer.passes import Phase
 from trainer.pictures import picture
 from trainer.radiodiff.diffusion import LatentDiffusion
 from trainer.radiodiff.metrics import score_maps

@@ -2,10 +2,8 @@
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from enum import StrEnum
 from typing import Literal
 
 import torch
@@ -17,16 +15,15 @@ from trainer.checkpoint import Rung
 from trainer.errors import RunStopped
 from trainer.guards.at_rest import AtRest
 from trainer.guards.base import StepLosses, Vitals
-from trainer.guards.pieces import combine, piece_of
 from trainer.guards.randomness import Randomness
 from trainer.guards.streams import Streams
-from trainer.held import HeldModes
 from trainer.incident import Incidents
 from trainer.judging import Judging
-from trainer.news import mended, remarks
+from trainer.news import remarks
 from trainer.objective import Objective
 from trainer.orders import Orders
-from trainer.precision import Precision, computing_in
+from trainer.passes import Passes, Phase
+from trainer.precision import Precision
 from trainer.probe import Trainee
 from trainer.recovery import Recovery, Trigger
 from trainer.refusals import Refusals
@@ -34,23 +31,10 @@ from trainer.reporting import Reporter
 from trainer.state import TrainState
 from trainer.stopped import leave_report
 from trainer.taken import Batch, Taken
+from trainer.under_way import UnderWay
 from trainer.watchdog import Hung
 
 log = logging.getLogger(__name__)
-
-
-class Phase(StrEnum):
-    """What the loop does in a step, in this order.
-
-    FORWARD to UPDATE come once for each objective, FORWARD and BACKWARD once for each piece of the batch.
-    """
-
-    FETCH = "fetch"
-    FORWARD = "forward"
-    BACKWARD = "backward"
-    MEASURE = "measure"
-    UPDATE = "update"
-    REPORT = "report"
 
 
 Observer = Callable[[Phase, "Loop"], None]
@@ -61,9 +45,8 @@ class Loop:
     """Trains the state's model for ``total_steps`` applied updates.
 
     The device refuses a bad update in the step itself; the host judges the numbers when they arrive, a step
-    or two later on a GPU, at once on a CPU. ``batch``, ``losses`` and ``objective`` are of the step at hand;
-    until it is measured, ``losses`` are those of the last piece. With ``micro_batches`` pieces the gradients
-    of a batch are added up in turn, in the memory that one piece takes.
+    or two later on a GPU, at once on a CPU. ``batch``, ``losses`` and ``objective`` are of the step at hand
+    (``Passes``), ``last`` is what was judged last.
     """
 
     def __init__(
@@ -88,17 +71,23 @@ class Loop:
         self.orders = Orders(reporter)
         self.refusals = Refusals(recovery, reporter, incidents, replay=recovery.config.replay)
         self.total_steps, self.device = total_steps, device
-        self.precision, self.micro_batches = precision, micro_batches
         self.observers = list(observers)
         self._at_rest, self._streams = at_rest, streams
-        self.objective = objectives[0]
         self.batch: Batch = {}
-        self.losses: StepLosses | None = None
         self.last: Sequence[Vitals] = ()
-        self._under_way: deque[Taken] = deque()
+        self._under_way = UnderWay([one.meter for one in objectives])
         self._judging = Judging(self, recovery, reporter, incidents)
         self._agreement = Agreement(state, recovery, reporter)
-        self._modes = HeldModes(state.model)
+        self.passes = Passes(
+            state.model,
+            objectives,
+            at_rest,
+            device=device,
+            precision=precision,
+            micro_batches=micro_batches,
+            enter=self._enter,
+            hear=self._agreement.hear,
+        )
 
     def run(self) -> Literal["finished", "stopped"]:
         """Train to the end, or until somebody asks to stop; the last state is a checkpoint either way.
@@ -126,9 +115,23 @@ class Loop:
     def begin(self) -> None:
         """Get ready for the first step from the state as it is."""
         self.state.model.train()
-        self._modes = HeldModes(self.state.model)
+        self.passes.begin()
         self.state.rebase()
         self.recovery.begin()
+
+    @property
+    def objective(self) -> Objective:
+        """The one whose turn it is in the step at hand."""
+        return self.passes.objective
+
+    @property
+    def losses(self) -> StepLosses | None:
+        """Those of the last pass; what an observer puts there is what backward begins with."""
+        return self.passes.losses
+
+    @losses.setter
+    def losses(self, losses: StepLosses) -> None:
+        self.passes.losses = losses
 
     @property
     def number(self) -> int:
@@ -150,25 +153,13 @@ class Loop:
     def _carry_out(self, taken: Taken) -> None:
         """All phases of a batch between its fetch and its report."""
         self.batch = taken.batch
-        refused: Tensor | None = None
-        first: Tensor | None = None
-        for objective in self.objectives:
-            self.objective = objective
-            self._add_up_gradients()
-            if refused is None:  # the batch's first update: nothing may have changed since the last one's
-                self._at_rest.compare()
-            self._enter(Phase.MEASURE)
-            refused = self.measure(refused)
-            first = refused if first is None else first
-            self._enter(Phase.UPDATE)
-            self.update()
-        assert first is not None
+        refused = self.passes.carry_out(taken.batch, self.number)
         # a refusal of a later objective alone takes back nothing of the update that is counted
         self.state.ema.update(
-            range(self.state.step, self.number + 1), self.objectives[0].meter.applied - 1, first
+            range(self.state.step, self.number + 1), self.objectives[0].meter.applied - 1, refused
         )
         self._at_rest.remember()
-        self._under_way.append(taken)
+        self._under_way.add(taken)
 
     def replay(self, taken: Taken) -> Taken:
         """A refused step once more, with the same batch and the same random states; applied if it is clean.
@@ -188,11 +179,6 @@ class Loop:
         self.hear_all()
         self._enter(Phase.REPORT)  # what follows keeps the way back open, and must not be cut short
         return again
-
-    def losses_of(self, batch: Batch) -> StepLosses:
-        """The first objective's losses of a batch: what a replay computes."""
-        with computing_in(self.precision, self.device):
-            return self.model.training_step(batch, self.objectives[0].name, self.number)
 
     def _step_or_go_back(self) -> None:
         try:
@@ -220,35 +206,6 @@ class Loop:
         self.state.iteration += 1
         return taken
 
-    def forward(self, piece: int = 0) -> None:
-        """The losses of one piece of the batch; what the pass writes into buffers can be taken back."""
-        if piece == 0:
-            changed = self._modes.put_back()
-            self._agreement.hear(mended(self.number, "modes", self.objective.name, changed))
-            self.objective.meter.protect()
-        batch = piece_of(self.batch, piece, self.micro_batches)
-        with computing_in(self.precision, self.device):
-            self.losses = self.model.training_step(batch, self.objective.name, self.number)
-
-    def backward(self) -> None:
-        """Add the gradients of the piece's total, weighted by its share of the batch."""
-        assert self.losses is not None
-        self.objective.backward(self.losses, share=1 / self.micro_batches)
-
-    def measure(self, refused: Tensor | None) -> Tensor:
-        """Decide on the device whether the update is refused; a refusal carries over to later objectives."""
-        assert self.losses is not None
-        return self.objective.meter.measure(self.losses, refused)
-
-    def update(self) -> None:
-        """Apply the update where the device did not refuse it, and forget all gradients.
-
-        All, since the loss of one objective may flow through the weights of another.
-        """
-        changed = self.objective.update()
-        self._agreement.hear(mended(self.number, "schedule", self.objective.name, changed))
-        self.state.model.zero_grad(set_to_none=True)
-
     def report(self) -> None:
         """Judge what has arrived on the host, keep the way back open, obey the monitor."""
         self._judge_arrived(wait=False)
@@ -275,7 +232,7 @@ class Loop:
         Raises:
             RunStopped, NoValidCheckpoint: see ``Recovery.go_back``.
         """
-        self._under_way.clear()
+        self._under_way.forget()
         self.refusals.forget()
         incidents = self.refusals.incidents
         try:
@@ -300,18 +257,6 @@ class Loop:
         """Whether the state passes a scan now; where it does not, the run goes back: see ``Judging``."""
         return self._judging.is_sound()
 
-    def _add_up_gradients(self) -> None:
-        """Forward and backward, piece by piece; then ``losses`` are those of the whole batch."""
-        pieces: list[StepLosses] = []
-        for piece in range(self.micro_batches):
-            self._enter(Phase.FORWARD)
-            self.forward(piece)
-            self._enter(Phase.BACKWARD)
-            self.backward()
-            assert self.losses is not None
-            pieces.append(self.losses)
-        self.losses = combine(pieces)
-
     def _enter(self, phase: Phase) -> None:
         for observer in self.observers:
             observer(phase, self)
@@ -333,11 +278,8 @@ class Loop:
         self._judge_arrived(wait=True)
 
     def _judge_arrived(self, wait: bool) -> None:
-        for objective in self.objectives:
-            for vitals in objective.meter.arrived(wait=wait):
-                next(t for t in self._under_way if t.iteration == vitals.iteration).vitals.append(vitals)
-        while self._under_way and len(self._under_way[0].vitals) == len(self.objectives):
-            self._judge(self._under_way.popleft())
+        for taken in self._under_way.arrived(wait):
+            self._judge(taken)
 
     def _judge(self, taken: Taken) -> None:
         """What the guards say about one step, and what follows."""

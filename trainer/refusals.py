@@ -15,6 +15,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shared.events import Finding, Severity
@@ -92,7 +93,8 @@ class Refusals:
         self, loop: Loop, taken: Taken, findings: list[Finding], evidence: Evidence, begun: float
     ) -> None:
         name = self._alarm(taken, findings, evidence=evidence)
-        culprit = Culprit(loop.state.model, loop.losses_of, taken.random, loop.micro_batches)
+        losses_of = partial(loop.passes.losses_of, number=loop.number)
+        culprit = Culprit(loop.state.model, losses_of, taken.random, loop.passes.micro_batches)
         # a sharded model computes on all ranks together, and each search takes as many passes as it needs
         is_split = is_sharded(loop.state.model)
         earlier = self._recovery.earlier_weights()
@@ -232,8 +234,8 @@ class Refusals:
             batch=taken.batch,
             random=taken.random.tensors(),
             model=self.incidents.copy_of({name: whole(one) for name, one in model.items()}),
-            precision=loop.precision,
-            micro_batches=loop.micro_batches,
+            precision=loop.passes.precision,
+            micro_batches=loop.passes.micro_batches,
         )
 
 

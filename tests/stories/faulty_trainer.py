@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from trainer.config import load
-from trainer.loop import Loop, Phase
+from trainer.loop import Loop
+from trainer.passes import Phase
 from trainer.pipeline import train
 
 

@@ -25,8 +25,9 @@ from trainer.ema import EmaConfig
 from trainer.guards import courier
 from trainer.guards.spike import SpikeConfig
 from trainer.link.client import Link
-from trainer.loop import Loop, Observer, Phase
+from trainer.loop import Loop, Observer
 from trainer.objective import OptimizerConfig
+from trainer.passes import Phase
 from trainer.pipeline import run_stage
 from trainer.recovery import RecoveryConfig
 from trainer.stage import Stage

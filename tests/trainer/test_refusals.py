@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from trainer.guards.culprit import Culprit
 from trainer.guards.foresight import ForesightConfig
 from trainer.guards.randomness import Randomness
 from trainer.incident import IncidentConfig
-from trainer.loop import Loop, Phase
+from trainer.loop import Loop
 from trainer.objective import OptimizerConfig
+from trainer.passes import Phase
 from trainer.recovery import RecoveryConfig
 from trainer.reenact import reenact
 
@@ -93,7 +95,7 @@ def test_an_accusation_leaves_no_trace(lab: Any, everything: Any, differences: A
     batch = {**loop.batch, "image": loop.batch["image"].clone()}
     batch["image"][[1, 3]] = torch.nan
     before = everything(loop)
-    culprit = Culprit(loop.state.model, loop.losses_of, Randomness.now(loop.device))
+    culprit = Culprit(loop.state.model, partial(loop.passes.losses_of, number=0), Randomness.now(loop.device))
     accusation = culprit.accuse(batch, loop.recovery.earlier_weights())
     assert (accusation.kind, accusation.places) == ("data", (1, 3))
     assert accusation.suspect.module == "encoder"
@@ -108,7 +110,7 @@ def test_bad_weights_are_told_from_bad_data(lab: Any) -> None:
     lab.steps(loop, 12)
     with torch.no_grad():
         loop.model.inner[0].weight.fill_(torch.inf)
-    culprit = Culprit(loop.state.model, loop.losses_of, Randomness.now(loop.device))
+    culprit = Culprit(loop.state.model, partial(loop.passes.losses_of, number=0), Randomness.now(loop.device))
     accusation = culprit.accuse(loop.batch, loop.recovery.earlier_weights())
     assert (accusation.kind, accusation.suspect.module) == ("weights", "inner.0")
 
@@ -130,7 +132,9 @@ def test_a_backward_that_breaks_names_its_module(lab: Any) -> None:
     loop = lab.loop()
     loop.step()
     loop.model.inner.append(Edge())
-    suspect = Culprit(loop.model, loop.losses_of, Randomness.now(loop.device)).find(loop.batch)
+    suspect = Culprit(loop.model, partial(loop.passes.losses_of, number=0), Randomness.now(loop.device)).find(
+        loop.batch
+    )
     assert (suspect.phase, suspect.module, suspect.kind) == ("backward", "inner.3", "Edge")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trainer.checkpoint import RingConfig, list_records
-from trainer.loop import Phase
+from trainer.passes import Phase
 from trainer.recovery import RecoveryConfig
 
 

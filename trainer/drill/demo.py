@@ -22,7 +22,8 @@ from trainer.claim import claimed
 from trainer.config import Config, load
 from trainer.drill.faults import corrupt_weights, nan_gradient
 from trainer.errors import ConfigError
-from trainer.loop import Loop, Observer, Phase
+from trainer.loop import Loop, Observer
+from trainer.passes import Phase
 from trainer.pipeline import train
 from trainer.summary import Summary
 

@@ -16,7 +16,8 @@ from trainer.config import Config
 from trainer.data.radiomaps import RadioMaps
 from trainer.drill.judge import Sighting
 from trainer.guards.base import own_part
-from trainer.loop import Loop, Observer, Phase
+from trainer.loop import Loop, Observer
+from trainer.passes import Phase
 
 
 class Ground(Protocol):

@@ -15,7 +15,8 @@ from trainer.checkpoint import CheckpointRing, RingConfig, list_records, read
 from trainer.checkpoint.durable import remove_folder
 from trainer.drill.faults import Fault, Ground, first_life, passed_over
 from trainer.drill.judge import Sighting
-from trainer.loop import Loop, Phase
+from trainer.loop import Loop
+from trainer.passes import Phase
 
 _LONGEST_S = 60.0
 _FULL_BYTES = 256 << 10

@@ -10,7 +10,8 @@ import numpy as np
 from trainer.data.items import Item
 from trainer.data.radiomaps import RadioMaps
 from trainer.drill.faults import Fault, Ground
-from trainer.loop import Loop, Phase
+from trainer.loop import Loop
+from trainer.passes import Phase
 
 Damage = Callable[[Item], None]
 

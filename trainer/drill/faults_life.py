@@ -12,7 +12,8 @@ from trainer.drill.faults import Fault, Ground, first_life
 from trainer.drill.judge import Sighting
 from trainer.errors import ConfigError
 from trainer.importing import export_first_stage, import_model
-from trainer.loop import Loop, Phase
+from trainer.loop import Loop
+from trainer.passes import Phase
 from trainer.pipeline import run_stage
 from trainer.radiodiff.diffusion import LatentDiffusion
 from trainer.record import RunRecord

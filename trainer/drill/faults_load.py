@@ -13,7 +13,8 @@ from trainer.checkpoint.durable import remove_folder, replace_file
 from trainer.checkpoint.record import STATUS_FILE
 from trainer.drill.faults import Fault, Ground, first_life, passed_over
 from trainer.drill.judge import Sighting
-from trainer.loop import Loop, Phase
+from trainer.loop import Loop
+from trainer.passes import Phase
 
 Parts = dict[str, dict[str, Tensor]]
 Change = Callable[[Parts, dict[str, Any], Parts], None]

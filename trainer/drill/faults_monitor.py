@@ -9,7 +9,8 @@ from typing import Any
 from trainer.drill.faults import Fault, Ground
 from trainer.drill.judge import Sighting
 from trainer.drill.liar import Liar, Words, alive, order, reply
-from trainer.loop import Loop, Phase
+from trainer.loop import Loop
+from trainer.passes import Phase
 
 _QUICK = {"flush_s": 0.05, "hold_s": 0.05, "answer_timeout_s": 1.0, "back_off_first_s": 0.05}
 _FOR_STEPS = 15

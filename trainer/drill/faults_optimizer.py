@@ -5,7 +5,8 @@ from torch import Tensor
 
 from trainer.drill.faults import Fault, largest_parameter, trained
 from trainer.drill.faults_state import between_steps
-from trainer.loop import Loop, Phase
+from trainer.loop import Loop
+from trainer.passes import Phase
 
 
 def moment(loop: Loop, key: str) -> Tensor:

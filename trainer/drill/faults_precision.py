@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from trainer.drill.faults import Fault, Ground, largest_parameter
 from trainer.drill.faults_state import between_steps
-from trainer.loop import Loop, Phase
+from trainer.loop import Loop
+from trainer.passes import Phase
 
 FLOAT16 = {"diffusion.training.precision": "fp16"}
 OFTEN_COUNTED = {

@@ -18,7 +18,8 @@ from trainer.data.items import Item
 from trainer.drill.faults import Fault, Ground, first_life
 from trainer.drill.faults_data import DamagedMaps
 from trainer.drill.judge import Sighting
-from trainer.loop import Loop, Phase
+from trainer.loop import Loop
+from trainer.passes import Phase
 from trainer.watchdog import EXIT_HUNG
 
 HANGS_SOON = {"watchdog.least_s": 3.0, "watchdog.first_s": 3.0, "watchdog.give_up_after_s": 2.0}

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.drill.faults import Fault, Ground, largest_parameter, trained
-from trainer.loop import Loop, Phase
+from trainer.loop import Loop
+from trainer.passes import Phase
 
 
 def between_steps(at_step: int, change: Callable[[Loop], None]) -> Fault:

@@ -7,7 +7,8 @@ from typing import Any, cast
 import torch
 
 from trainer.drill.faults import Fault, gradients, largest_parameter, trained
-from trainer.loop import Loop, Phase
+from trainer.loop import Loop
+from trainer.passes import Phase
 
 
 def loss_times(at_step: int, factor: float) -> Fault:

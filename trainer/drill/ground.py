@@ -17,7 +17,8 @@ from trainer.data.items import collate
 from trainer.data.radiomaps import RadioMaps
 from trainer.drill.judge import Twin
 from trainer.errors import ConfigError, TrainerError
-from trainer.loop import Loop, Observer, Phase
+from trainer.loop import Loop, Observer
+from trainer.passes import Phase
 from trainer.pipeline import set_up_torch, train, train_diffusion
 from trainer.probe import Probe
 from trainer.ranks import Ranks

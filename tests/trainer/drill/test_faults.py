@@ -9,7 +9,7 @@ import torch
 from trainer.checkpoint import LadderConfig, NoValidCheckpoint
 from trainer.drill.faults import Fault, corrupt_weights, largest_parameter, nan_gradient, nan_weight
 from trainer.errors import RunStopped
-from trainer.loop import Phase
+from trainer.passes import Phase
 from trainer.recovery import RecoveryConfig
 
 

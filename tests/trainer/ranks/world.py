@@ -20,7 +20,8 @@ from shared.commands import Command
 from trainer.build import build_loop
 from trainer.guards.base import own_part
 from trainer.guards.invariants import fingerprint
-from trainer.loop import Loop, Phase
+from trainer.loop import Loop
+from trainer.passes import Phase
 from trainer.ranks import Ranks, joined
 
 
