@@ -1,6 +1,5 @@
 """The loop: six named phases a step, each with one job, around any model that has a ``training_step``."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -33,9 +32,6 @@ from trainer.stopped import leave_report
 from trainer.taken import Batch, Taken
 from trainer.under_way import UnderWay
 from trainer.watchdog import Hung
-
-log = logging.getLogger(__name__)
-
 
 Observer = Callable[[Phase, "Loop"], None]
 """Called at the start of every phase: a progress bar looks here, and a drill breaks things here."""

@@ -14,7 +14,6 @@ so that ``optimizer.step()`` finds nothing to do. The learning rate that recover
 parameter groups during ``optimizer.step()`` only, so schedulers never see it.
 """
 
-import logging
 import time
 from contextlib import ExitStack
 from typing import Literal
@@ -23,30 +22,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from shared.base import utc_now
 from shared.events import RunEnded
-from shared.exchange import RunSpec
 from trainer.all_guards import all_guards
 from trainer.checkpoint import Rung
-from trainer.errors import ConfigError, RunStopped
-from trainer.guards.base import PlainLoss, Verdict, Vitals
-from trainer.guards.host_meter import HostMeter
+from trainer.errors import RunStopped
+from trainer.guards.base import Verdict, Vitals
 from trainer.guards.limits import Limits
 from trainer.guards.panel import Judgement
 from trainer.guards.spike import Spike
 from trainer.incident import Incidents
-from trainer.integrations.foreign import meter_for, record_in
-from trainer.integrations.rates import LentRates
+from trainer.integrations.borrowed import Borrowed
+from trainer.integrations.foreign import refuse_several_processes, reporter_of
 from trainer.integrations.settings import CompanionConfig
 from trainer.judging import Judging
-from trainer.link.client import Link
 from trainer.orders import Orders
 from trainer.recovery import Recovery, Trigger
-from trainer.reporting import Reporter
 from trainer.state import TrainState
 from trainer.stopped import leave_report
-
-log = logging.getLogger(__name__)
 
 Ending = Literal["finished", "stopped", "failed"]
 
@@ -73,27 +65,18 @@ class Companion:
         max_norm: float | None = None,
         framework: str = "",
     ) -> None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            world = torch.distributed.get_world_size()
-            if world > 1:
-                raise ConfigError(
-                    f"{world} processes train together, and a companion decides for one alone; "
-                    "several ranks are guarded by python -m trainer only"
-                )
+        refuse_several_processes()
         self.config, self._framework = config, framework
-        max_norm = config.max_norm or max_norm
         limits = Limits(next(model.parameters()).device)
-        self.meter = meter_for(_LOSS, model, optimizer, max_norm or torch.finfo(torch.float32).max, limits)
+        most = config.max_norm or max_norm or torch.finfo(torch.float32).max
+        self._optimizer = Borrowed(_LOSS, model, optimizer, most, limits, self._count)
+        self.meter = self._optimizer.meter
         spike = Spike(_LOSS, config.guards.spike, limits=limits)
         panel = all_guards(config.guards, [spike], [_LOSS])
         self.state = TrainState(model, {_LOSS: optimizer}, {_LOSS: self.meter}, panel)
-        self._loss: Tensor | None = None
         self._begun = self._noted = time.perf_counter()
-        self._rates = LentRates(optimizer)
         self._has_way_back = self._is_over = False
-        self._is_amid_update = self._is_amid_forward = False
         self.stop_reason: str | None = None
-        self._hook = optimizer.register_step_post_hook(self._applied)
 
     def begin(self, *, total_steps: int | None = None, step: int = 0) -> None:
         """Start to report, at ``step`` applied updates: not 0 where the framework has resumed.
@@ -104,21 +87,12 @@ class Companion:
         try:
             self._begin(total_steps, step)
         except BaseException:
-            self._let_go()
+            self._optimizer.give_back()
             raise
 
     def _begin(self, total_steps: int | None, step: int) -> None:
-        folder, record = self.config.folder, record_in(self.config.folder)
-        spec = RunSpec(
-            project=self.config.project,
-            config={"framework": self._framework, **self.config.model_dump(mode="json")},
-            total_steps=total_steps,
-            checkpoint_interval_steps=self.config.recovery.checkpoint_every,
-            started_at=utc_now(),
-            identity=record.identity,
-        )
-        link = Link(self.config.link, self.config.run, spec, folder / "spool")
-        self.reporter = Reporter(self.config.run, link, record, folder / "record.json")
+        folder = self.config.folder
+        self.reporter = reporter_of(self.config, self._framework, total_steps)
         self.state.step = self.state.iteration = step
         self.meter.restore(step, step)
         self.recovery = Recovery(
@@ -127,39 +101,30 @@ class Companion:
             None,
             folder / "checkpoints",
             self.reporter,
-            eased=[self._rates.eased],
+            eased=[self._optimizer.eased],
         )
         self.incidents = Incidents(
             self.config.recovery.incidents, self.reporter, folder, {"run": self.config.run}
         )
         self._judging = Judging(self, self.recovery, self.reporter, self.incidents)
         self._orders = Orders(self.reporter)
-        self.recovery.ring.invalidate_after(step, record.attempt)
+        self.recovery.ring.invalidate_after(step, self.reporter.record.attempt)
         self.state.rebase()
-        link.start()
+        self.reporter.link.start()
         self.reporter.attempt(step, "resume" if step else "start")
 
     def before_forward(self) -> None:
         """Before the first forward pass of an update: remember the buffers that it will write."""
-        self._begun, self._loss = time.perf_counter(), None
-        self.meter.protect()
-        self._is_amid_forward = True
+        self._begun = time.perf_counter()
+        self._optimizer.protect()
 
     def note(self, loss: Tensor, share: float = 1.0) -> None:
         """A piece's loss; those of one update add up. Reads nothing from the device."""
-        part = loss.detach() * share
-        self._loss = part if self._loss is None else self._loss + part
+        self._optimizer.note(loss, share)
 
     def before_update(self) -> None:
         """All gradients are there: decide, and let ``optimizer.step()`` do what was decided."""
-        if self._loss is None:  # the framework left this batch out
-            return
-        self._is_amid_update, self._is_amid_forward = True, False
-        self.meter.measure(PlainLoss(self._loss))
-        if isinstance(self.meter, HostMeter) and not self.meter.allows():
-            for parameter in self.state.model.parameters():
-                parameter.grad = None
-        self._rates.lend()
+        self._optimizer.decide()
 
     def after_update(self) -> None:
         """Judge what has arrived, keep the way back open, obey the monitor.
@@ -178,7 +143,7 @@ class Companion:
                 self.recovery.keep()
             self.recovery.collect()
             self._orders.carry_out(self, self.reporter.link.commands())
-            self._is_amid_update = False
+            self._optimizer.is_judged()
         except RunStopped as stop:
             leave_report(self.incidents, self.reporter, self.state.step, str(stop))
             raise
@@ -263,9 +228,8 @@ class Companion:
     def _keep_the_end(self) -> str:
         """Keep the last state, or the one before it that is sound; in words what that cost, if anything."""
         attempt, why = self.reporter.record.attempt, "the end was corrupt"
-        if self._is_amid_forward:
-            self.meter.undo_forward()
-        if self._is_amid_update:
+        self._optimizer.undo_forward()
+        if self._optimizer.is_amid_update:
             why = "it ended amid an update"
             self._leave_update(why)
         self.settle()
@@ -290,22 +254,11 @@ class Companion:
         with ExitStack() as closing:
             closing.callback(self.reporter.link.close)
             closing.callback(self.reporter.ended, last_word)
-            closing.callback(self._let_go)
+            closing.callback(self._optimizer.give_back)
             self.recovery.close()
 
-    def _let_go(self) -> None:
-        """The optimizer is its owner's again: own rates, no hook, and nobody refuses or clips."""
-        self._rates.take_back()
-        self._hook.remove()
-        self.meter.release()
-
-    def _applied(self, *_: object) -> None:
-        """Right after ``optimizer.step()``, and before any scheduler looks at the learning rate."""
-        if self._loss is None:
-            return
-        self.meter.settle(self._rates.take_back())
+    def _count(self) -> None:
         self.state.iteration += 1
-        self._loss = None
 
     def _judge_arrived(self, wait: bool = False) -> None:
         attempt = self.reporter.record.attempt

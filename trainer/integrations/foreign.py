@@ -1,16 +1,32 @@
-"""What a companion makes of somebody else's optimizer, and of its own folder."""
+"""What a companion finds at its start: processes, an optimizer and a folder, which it can use or refuses."""
 
-from pathlib import Path
-
+import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from shared.base import utc_now
+from shared.exchange import RunSpec
 from trainer.errors import ConfigError
 from trainer.guards.host_meter import HostMeter
 from trainer.guards.limits import Limits
 from trainer.guards.refusal import check_refusable, running_statistics
 from trainer.guards.vitals import Meter
+from trainer.integrations.settings import CompanionConfig
+from trainer.link.client import Link
 from trainer.record import RunRecord
+from trainer.reporting import Reporter
+
+
+def refuse_several_processes() -> None:
+    """Raises ``ConfigError`` if others train along with this one."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        world = distributed.get_world_size()
+        if world > 1:
+            raise ConfigError(
+                f"{world} processes train together, and a companion decides for one alone; "
+                "several ranks are guarded by python -m trainer only"
+            )
 
 
 def meter_for(
@@ -34,14 +50,25 @@ def meter_for(
     return Meter(objective, optimizer, parameters, max_norm=max_norm, buffers=buffers, limits=limits)
 
 
-def record_in(folder: Path) -> RunRecord:
-    """What the folder tells of the run so far; the folder is made if it is not there.
+def reporter_of(config: CompanionConfig, framework: str, total_steps: int | None) -> Reporter:
+    """What the run reports through, on the record in its folder, which is made if it is not there.
 
     Raises:
-        ConfigError: it can't be read.
+        ConfigError: the record can't be read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    path = config.folder / "record.json"
     try:
-        return RunRecord.take_up(folder / "record.json")
+        record = RunRecord.take_up(path)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    spec = RunSpec(
+        project=config.project,
+        config={"framework": framework, **config.model_dump(mode="json")},
+        total_steps=total_steps,
+        checkpoint_interval_steps=config.recovery.checkpoint_every,
+        started_at=utc_now(),
+        identity=record.identity,
+    )
+    link = Link(config.link, config.run, spec, config.folder / "spool")
+    return Reporter(config.run, link, record, path)

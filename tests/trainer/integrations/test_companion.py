@@ -476,7 +476,7 @@ def test_a_rate_lent_twice_without_a_step_is_lowered_once_and_comes_back_at_the_
     loop_with: Callable[..., Loop],
 ) -> None:
     loop = loop_with(SGD, lr=1.0)
-    rates = loop.companion._rates
+    rates = loop.companion._optimizer._rates
     rates.eased.fill_(0.7)
     for _ in range(3):
         rates.lend()
