@@ -11,6 +11,7 @@ _BY_RULE = {
     Rule.ROLLBACK_LOOP: RiskLevel.RAISED,
 }
 _ORDER = list(RiskLevel)
+_NO_RISK = Risk()
 
 
 def risk_of(facts: Facts, status: RunStatus, config: HealthConfig) -> Risk:
@@ -29,7 +30,7 @@ def risk_of(facts: Facts, status: RunStatus, config: HealthConfig) -> Risk:
     if Rule.LOSS_RISEN in judged.pending and not _speaks(facts, Rule.LOSS_RISEN):
         speaks.append((RiskLevel.RAISED, "the smoothed loss has begun to rise above its low"))
     if not speaks:
-        return Risk()
+        return _NO_RISK
     level = max((level for level, _ in speaks), key=_ORDER.index)
     return Risk(level=level, reasons=[words for _, words in speaks])
 

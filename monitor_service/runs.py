@@ -46,7 +46,7 @@ JSON = TypeAdapter(Any, config={"ser_json_inf_nan": "strings"})
 _RUN = Prepared(
     select(
         *[tables.runs.c[name] for name in ("id", "name", "project", "status", "facts", "series_names")],
-        *[tables.runs.c[name] for name in ("checkpoint_interval_steps", "rules", "identity", "started_at")],
+        *[tables.runs.c[name] for name in ("checkpoint_interval_steps", "rules", "identity")],
     )
     .where(tables.runs.c.name == bindparam("run"))
     .with_for_update()
@@ -105,7 +105,8 @@ def _update(connection: Connection, name: str, spec: RunSpec, known: Mapping[str
     if run is None:
         return False
     if spec.identity is not None and run.identity not in (None, spec.identity):
-        raise AnotherRun(name, spec.identity, run.identity, run.started_at)
+        begun = connection.execute(select(tables.runs.c.started_at).where(tables.runs.c.id == run.id))
+        raise AnotherRun(name, spec.identity, run.identity, begun.scalar_one())
     values = {
         **known,
         "identity": run.identity or spec.identity,

@@ -1,5 +1,6 @@
 """Runs the app on a socket until a signal asks it to end; then everybody who waits gets an answer first."""
 
+import gc
 import signal
 import socket
 import ssl
@@ -49,6 +50,8 @@ def run_until_signal(app: FastAPI, listening: socket.socket) -> None:
     )
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.SIG_IGN)  # uvicorn takes them over and raises them again at the end
+    gc.collect()
+    gc.freeze()  # what is built by now stays: a collection that walked all of it would hold every answer up
     _Server(config, app.state.monitor).run(sockets=[listening])
 
 

@@ -15,7 +15,7 @@ from monitor_service import tokens
 from monitor_service.api import ingest, query
 from monitor_service.api.dependencies import Monitor
 from monitor_service.api.paths import API, run_of_exchange, run_of_health
-from monitor_service.api.permissions import require, require_principal
+from monitor_service.api.permissions import known_principal, require
 from monitor_service.api.problems import answer_or_raise
 
 
@@ -52,9 +52,9 @@ class Shortcut:
         await self._app(scope, receive, send)
 
     async def _answer(self, way: _Way, run: str, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request({**scope, "path_params": {"run": run}}, receive)
+        request = Request(scope, receive)
         try:
-            await require(request, await require_principal(request), [way.needs])
+            await require(self._monitor, known_principal(scope), [way.needs], run)
             response = await way.answer(run, request, self._monitor)
         except Exception as error:  # what a route would answer is answered, and the rest goes on
             response = await answer_or_raise(request, error)
