@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
@@ -35,16 +36,26 @@ CANCELLABLE = UNANSWERED
 WITH_THE_TRAINER = UNANSWERED | {CommandState.CANCELLING}
 """The trainer's word is awaited: whether it takes it, or has dropped it."""
 
-_OF_RUN = tables.commands.c.run_id == bindparam("run", type_=BigInteger)
-_IS_WAITING = _OF_RUN & one_of(tables.commands.c.state, WITH_THE_TRAINER)
+_KNOWN = tables.commands.c
+_OF_RUN = _KNOWN.run_id == bindparam("run", type_=BigInteger)
+_IS_WAITING = _OF_RUN & one_of(_KNOWN.state, WITH_THE_TRAINER)
 IS_ANY_WAITING = exists().where(_IS_WAITING).label("is_any_waiting")
 """A column for a query with ``run``: without such an order ``waiting`` need not be asked."""
 
 _WAITING = Prepared(
     select(tables.commands)
-    .where(_IS_WAITING, tables.commands.c.expires_at > bindparam("now"))
-    .order_by(tables.commands.c.issued_at, tables.commands.c.id)
+    .where(_IS_WAITING, _KNOWN.expires_at > bindparam("now"))
+    .order_by(_KNOWN.issued_at, _KNOWN.id)
 )
+_IS_OPEN = one_of(_KNOWN.state, OPEN_COMMAND_STATES)
+_OPEN = Prepared(select(_KNOWN.id).where(_OF_RUN, _KNOWN.kind == bindparam("kind"), _IS_OPEN))
+_IS_UNANSWERED = one_of(_KNOWN.state, WITH_THE_TRAINER) & (_KNOWN.expires_at <= bindparam("now"))
+_IS_FORGOTTEN = (_KNOWN.state == CommandState.ACCEPTED) & (_KNOWN.expires_at <= bindparam("forgotten"))
+_DUE = Prepared(select(_KNOWN.id).where(_IS_UNANSWERED | _IS_FORGOTTEN))
+_ORDERED = (*Command.model_fields, "run_id", "state")
+_ORDER = Prepared(insert(tables.commands).values({name: bindparam(name) for name in _ORDERED}))
+_CHANGED = ("command_id", "state", "time", "message")
+_NOTE = Prepared(insert(tables.command_history).values({name: bindparam(name) for name in _CHANGED}))
 
 PATIENCE = timedelta(minutes=10)
 """How long past its time an accepted order may take; a result that comes later still counts."""
@@ -83,20 +94,15 @@ def order(
         to_step=request.to_step,
     )
     row = {**command.model_dump(), "run_id": run_id, "state": CommandState.PENDING}
-    connection.execute(insert(tables.commands).values(row))
+    _ORDER.change(connection, **row)
     _note(connection, [command.id], CommandState.PENDING, now, f"ordered by {request.issued_by}")
     return command
 
 
 def open_of_kind(connection: Connection, run_id: int, kind: CommandKind) -> str | None:
     """Id of the open command of this kind, if there is one."""
-    return connection.scalar(
-        select(tables.commands.c.id).where(
-            tables.commands.c.run_id == run_id,
-            tables.commands.c.kind == kind,
-            tables.commands.c.state.in_(OPEN_COMMAND_STATES),
-        )
-    )
+    found = _OPEN.first(connection, run=run_id, kind=kind)
+    return None if found is None else str(found.id)
 
 
 def rollback_since(connection: Connection, run_id: int, moment: datetime) -> str | None:
@@ -195,11 +201,7 @@ def report(connection: Connection, run_id: int, change: CommandUpdate, now: date
 
 def due(connection: Connection, now: datetime) -> list[str]:
     """Ids of orders whose time is over: not accepted by then, or long since accepted without a word."""
-    is_unanswered = tables.commands.c.state.in_(WITH_THE_TRAINER) & (tables.commands.c.expires_at <= now)
-    is_forgotten = (tables.commands.c.state == CommandState.ACCEPTED) & (
-        tables.commands.c.expires_at <= now - PATIENCE
-    )
-    return list(connection.scalars(select(tables.commands.c.id).where(is_unanswered | is_forgotten)))
+    return [row.id for row in _DUE.all(connection, now=now, forgotten=now - PATIENCE)]
 
 
 def expire(connection: Connection, ids: Collection[str], now: datetime) -> None:
@@ -250,14 +252,16 @@ def _move(
     """Compare and set: commands among ``ids`` that are still in a state of ``seen``; returns those moved."""
     if not ids:
         return []
-    moved = connection.scalars(
-        update(tables.commands)
-        .where(tables.commands.c.id.in_(ids), tables.commands.c.state.in_(seen))
-        .values(state=becomes)
-        .returning(tables.commands.c.id)
-    ).all()
+    moving = _moving(frozenset(seen))
+    moved = [id_ for id_ in ids if moving.change(connection, command=id_, becomes=becomes)]
     _note(connection, moved, becomes, now, message)
-    return list(moved)
+    return moved
+
+
+@cache
+def _moving(seen: frozenset[CommandState]) -> Prepared:
+    is_it = (_KNOWN.id == bindparam("command")) & one_of(_KNOWN.state, seen)
+    return Prepared(update(tables.commands).where(is_it).values(state=bindparam("becomes")))
 
 
 def _note(
@@ -265,4 +269,4 @@ def _note(
 ) -> None:
     rows = [{"command_id": id_, "state": state, "time": now, "message": message} for id_ in ids]
     if rows:
-        connection.execute(insert(tables.command_history), rows)
+        _NOTE.change_all(connection, rows)

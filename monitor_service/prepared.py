@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Dialect, or_
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ClauseElement
+from sqlalchemy.types import NullType
 
 Processor = Callable[[Any], Any]
 
@@ -100,6 +101,8 @@ def one_of(column: ColumnElement[Any], values: Iterable[Any]) -> ColumnElement[b
 def _form_of(statement: Any, dialect: Dialect) -> _Form:
     compiled: Any = statement.compile(dialect=dialect)
     assert not compiled.post_compile_params, "say one_of"
+    untyped = [name for name, bind in compiled.binds.items() if isinstance(bind.type, NullType)]
+    assert not untyped, f"{untyped} would reach the database as the driver likes: begin with the column"
     writers: Mapping[str, Processor] = compiled._bind_processors
     told = compiled.construct_params(_check=False)
     held = {name: value for name, value in told.items() if value is not None}

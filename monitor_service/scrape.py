@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.openmetrics import exposition as open_metrics
-from sqlalchemy import Connection, bindparam, func, not_, or_, select
+from sqlalchemy import Connection, Integer, bindparam, func, not_, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from monitor_service import tables, tallies
@@ -67,7 +67,7 @@ _RUNS = Prepared(
     )
     .where(_IS_SHOWN)
     .order_by(_KNOWN.id.desc())
-    .limit(bindparam("most"))
+    .limit(bindparam("most", type_=Integer))
 )
 _NUM_RUNS = Prepared(select(func.count().label("count")).select_from(tables.runs).where(_IS_SHOWN))
 _STATES = Prepared(
