@@ -71,7 +71,7 @@ class Connection:
             if not size:
                 raise ConnectionError("the server closed the connection")
             rest = rest[size:]
-        return bytes(whole)
+        return whole
 
     def _more(self) -> None:
         some = self._socket.recv(1 << 18)

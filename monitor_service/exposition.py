@@ -12,7 +12,8 @@ from typing import Any
 
 import orjson
 
-from monitor_service.run_series import FAMILIES, Family, Number, Seen
+from monitor_service.run_numbers import Number, Seen
+from monitor_service.run_series import FAMILIES, Family
 
 PREFIX = "trainhealth_"
 

@@ -12,7 +12,8 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from monitor_service.metrics import Meters
-from monitor_service.run_series import FAMILIES, Seen
+from monitor_service.run_numbers import Seen
+from monitor_service.run_series import FAMILIES
 from monitor_service.scrape import FLEET
 from shared.base import utc_now
 from tests.deploy.cases import CASES
