@@ -10,8 +10,7 @@ import logging
 import os
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple
 from enum import IntEnum
 from typing import Any
@@ -44,7 +43,7 @@ from monitor_service.settings import PREFIX, ClientSettings, Settings
 from monitor_service.store import Store, open_engine
 from monitor_service.tensorboard import TensorBoardMissing
 from monitor_service.tokens import Scope
-from monitor_service.upkeep import Done, forget, keep_up, vacuum
+from monitor_service.upkeep import Done, keep_up, vacuum
 from shared.base import utc_now
 
 
@@ -108,16 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     migrate = _add(commands, "migrate", _migrate, "bring the database up to date and end")
     compact = _add(commands, "compact", _compact, "pack what was received, delete what is too old, and end")
     compact.add_argument("--vacuum", action="store_true", help="then write the database anew, without gaps")
-    forget_ = _add(
-        commands, "forget", _forget, "delete a run and all that was stored of it; its name is free then"
-    )
-    forget_.add_argument("run", metavar="RUN")
-    forget_.add_argument(
-        "--though-it-may-go-on",
-        action="store_true",
-        help="its trainer has not said that it ended, but is gone",
-    )
-    for command in (serve, migrate, compact, forget_):
+    for command in (serve, migrate, compact):
         command.add_argument("--database-url", help="SQLAlchemy URL (TRAINHEALTH_DATABASE_URL)")
 
     _add_token_commands(commands)
@@ -180,33 +170,22 @@ def _migrate(arguments: argparse.Namespace) -> None:
     say(arguments, {"database_url": database, "revision": revision}, f"{database} is at revision {revision}")
 
 
-@contextmanager
-def _store(settings: Settings) -> Iterator[Store]:
-    """The database for a command of its own, beside a monitor that may be running."""
+def _compact(arguments: argparse.Namespace) -> None:
+    settings = _settings(arguments)
     open_database(settings.database_url)
-    store = Store(open_engine(settings.database_url), queue_size=1, observe=lambda requests, seconds: None)
+    engine = open_engine(settings.database_url)
+    store = Store(engine, queue_size=1, observe=lambda requests, seconds: None)
     store.start()
     try:
-        yield store
-    finally:
-        store.close()
-
-
-def _compact(arguments: argparse.Namespace) -> None:
-    settings, done = _settings(arguments), Done()
-    with _store(settings) as store:
+        done = Done()
         while (some := keep_up(store, utc_now(), settings, is_everything_idle=True)) != Done():
             done = Done(*(a + b for a, b in zip(astuple(done), astuple(some), strict=True)))
         if arguments.vacuum:
             _vacuum(store)
+    finally:
+        store.close()
     words = f"{done.batches} batches compacted, points of {done.blocks} blocks and {done.runs} runs deleted"
     say(arguments, asdict(done), words)
-
-
-def _forget(arguments: argparse.Namespace) -> None:
-    with _store(_settings(arguments)) as store:
-        forget(store, arguments.run, though_it_may_go_on=arguments.though_it_may_go_on)
-    say(arguments, {"run": arguments.run}, f"{arguments.run}: deleted, its name is free")
 
 
 def _vacuum(store: Store) -> None:

@@ -70,19 +70,7 @@ class AnotherRun(Conflict):
         super().__init__(
             f"run {run!r} belongs to another training: identity {known[:8]}, begun "
             f"{started_at:%Y-%m-%d %H:%M} UTC, and this one is {found[:8]}. Give this one a name of its own; "
-            "or, if it is the same training, put back the record.json of its folder, which holds its "
-            "identity; or, if nobody needs the other one, free the name with: "
-            f"python -m monitor_service forget {run}"
-        )
-
-
-class MayGoOn(Conflict):
-    """A run whose trainer has not said that it ended: what it still sends would have no place."""
-
-    def __init__(self, run: str, status: str) -> None:
-        super().__init__(
-            f"run {run!r} is {status} and has not ended; end it first, or say --though-it-may-go-on if its "
-            "trainer is gone for good"
+            "or, if it is the same training, put back the record.json of its folder, which holds its identity"
         )
 
 

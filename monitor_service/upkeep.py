@@ -10,9 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, delete, select, update
 
 from monitor_service import compaction, tables, tallies
-from monitor_service.errors import MayGoOn
 from monitor_service.health import OVER
-from monitor_service.queries import run_row
 from monitor_service.settings import StorageConfig
 from monitor_service.store import Store
 
@@ -103,35 +101,15 @@ def _forget_alerts(store: Store, before: datetime) -> None:
 
 
 def _forget_runs(store: Store, before: datetime) -> int:
-    """Delete runs that ended before; returns how many."""
-    runs = tables.runs.c
+    """Delete runs that ended before, first their blocks in slices; returns how many."""
+    runs, known = tables.runs.c, tables.blocks.c
     ids = _ask(store, select(runs.id).where(runs.status.in_(OVER), runs.status_since < before))
     for run_id in ids:
-        _forget_in_slices(store, run_id)
+        while some := _ask(store, select(known.id).where(known.run_id == run_id).limit(SLICE)):
+            store.write(partial(_delete, table=tables.blocks, ids=some))
+        store.write(partial(_forget_run, run_id=run_id))
         log.info("run with id %d has left: it ended before %s", run_id, before)
     return len(ids)
-
-
-def forget(store: Store, run: str, *, though_it_may_go_on: bool = False) -> None:
-    """Delete one run with all that was stored of it; its name is free then.
-
-    Raises:
-        NotFound: there is no such run.
-        MayGoOn: its trainer has not said that it ended.
-    """
-    with store.reading() as connection:
-        row = run_row(connection, run)
-    if row.status not in OVER and not though_it_may_go_on:
-        raise MayGoOn(run, row.status)
-    _forget_in_slices(store, row.id)
-    log.info("run %s has left: it was asked for", run)
-
-
-def _forget_in_slices(store: Store, run_id: int) -> None:
-    known = tables.blocks.c
-    while some := _ask(store, select(known.id).where(known.run_id == run_id).limit(SLICE)):
-        store.write(partial(_delete, table=tables.blocks, ids=some))
-    store.write(partial(_forget_run, run_id=run_id))
 
 
 def _forget_run(connection: Connection, run_id: int) -> None:

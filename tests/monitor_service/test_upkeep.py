@@ -98,35 +98,6 @@ def test_compact_packs_everything_and_says_so(
     assert monitor.tell("/series?name=loss")["series"]["loss"]["step"] == list(range(10))
 
 
-@pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
-def test_a_run_is_forgotten_on_request_and_its_name_is_free(
-    monitor: Any, batch: Build, url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ours, theirs = {"identity": "5f0c2a9e"}, {"identity": "77aa01bc"}
-    monitor.register("old", **ours)
-    monitor.send(batch(1, range(2000), loss=[1.0] * 2000), "old")
-    assert "forget old" in monitor.register("old", **theirs).json()["detail"]
-    forget = ["forget", "old", "--database-url", url]
-    assert main(forget) == ExitCode.REFUSED
-    assert "'old' is healthy and has not ended" in capsys.readouterr().err
-    assert monitor.tell(run="old")["series"] == ["loss"]
-    assert main([*forget, "--though-it-may-go-on"]) == ExitCode.DONE
-    assert "its name is free" in capsys.readouterr().out
-    assert monitor.get("/api/v1/runs/old").status_code == 404
-    assert main(forget) == ExitCode.NO_SUCH_RUN
-    assert monitor.register("old", **theirs).status_code == 201
-    assert monitor.tell(run="old")["series"] == []
-
-
-def test_a_run_that_ended_is_forgotten_without_more_ado(
-    monitor: Any, batch: Build, clock: Any, url: str
-) -> None:
-    ended = {"type": "run_ended", "step": 3, "time": clock().isoformat(), "status": "finished"}
-    monitor.send(batch(1, range(3), loss=[1.0] * 3, events=[ended]))
-    assert main(["forget", "demo", "--json", "--database-url", url]) == ExitCode.DONE
-    assert monitor.get("/api/v1/runs").json()["items"] == []
-
-
 def test_a_file_from_before_that_never_shrinks_does_after_a_vacuum(tmp_path: Path) -> None:
     file = tmp_path / "old.db"
     raw = sqlite3.connect(file)
