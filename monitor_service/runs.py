@@ -2,6 +2,7 @@
 
 import json
 import logging
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -89,6 +90,8 @@ def register(connection: Connection, name: str, spec: RunSpec, now: datetime) ->
         "series_names": "[]",
         "identity": spec.identity,
         "rules": rulebook.effective(connection, name, spec.project),
+        # not 0: what was prepared for a run that has left must not fit one that got its id
+        "compactions": secrets.randbelow(2**32),
     }
     try:
         with connection.begin_nested():

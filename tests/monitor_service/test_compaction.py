@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 
 from monitor_service import blocks, compaction, comparing, ledger, points, queries, runs, tables
 from monitor_service.batches import Incoming
@@ -143,6 +143,21 @@ def test_two_compactions_at_once_do_it_once(kept: Kept) -> None:
     assert kept.store.write(lambda connection: compaction.carry_out(connection, one)) == 1
     assert kept.store.write(lambda connection: compaction.carry_out(connection, two)) == 0
     assert (kept.count(tables.blocks), len(kept.loss())) == (1, 50)
+
+
+def test_what_was_prepared_for_a_run_that_left_is_not_carried_out_on_the_next_with_its_id(kept: Kept) -> None:
+    kept.send(1, range(50), loss=[0.5] * 50)
+    with kept.store.reading() as connection:
+        plan = compaction.prepare(connection, Group(1, 1))
+    assert plan is not None
+    kept.store.write(lambda connection: connection.execute(delete(tables.runs)))
+    kept.run("next")
+    if kept.store.engine.dialect.name == "sqlite":  # PostgreSQL gives no id twice
+        with kept.store.reading() as connection:
+            assert connection.scalar(select(tables.runs.c.id)) == 1
+    kept.send(1, range(3), loss=[1.0, 2.0, 3.0], run="next")
+    assert kept.store.write(lambda connection: compaction.carry_out(connection, plan)) == 0
+    assert kept.loss(run="next") == bits({0: 1.0, 1: 2.0, 2: 3.0})
 
 
 def test_a_compaction_that_fails_midway_leaves_everything_as_it_was(
