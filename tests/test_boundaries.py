@@ -39,10 +39,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainer.common_ring": ("trainer.checkpoint", "trainer.ranks"),
     "trainer.state": (
         *("trainer.guards", "trainer.checkpoint", "trainer.ema", "trainer.foreign"),
-        *("trainer.ranks", "trainer.section"),
+        *("trainer.moments", "trainer.ranks", "trainer.section"),
         *("trainer.per_rank", "trainer.random_states", "trainer.sharding"),
     ),
     "trainer.foreign": (),
+    "trainer.moments": (),
     "trainer.random_states": (),
     "trainer.per_rank": ("trainer.random_states", "trainer.ranks"),
     "trainer.remedies": (

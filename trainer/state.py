@@ -18,6 +18,7 @@ from trainer.guards.base import Watched
 from trainer.guards.loss_scale import LossScale
 from trainer.guards.panel import Panel
 from trainer.guards.vitals import Meter
+from trainer.moments import missing_moments
 from trainer.per_rank import (
     memory_of_all,
     own_memory,
@@ -155,19 +156,22 @@ class TrainState:
         Names, shapes and types of all tensors are compared first, both ways; then come the data position and
         the guards' memory, which can refuse; the tensors, which can't, are last. So nothing has changed when
         an error is raised. A parameter of whose moments nothing was saved had none then: it got its first
-        gradient later, and has none again. How many had some was written down, so that none can get lost.
+        gradient later, and has none again. How many had some was written down, so that none can get lost. An
+        optimizer that has made none yet, as in a new process, gets those that were saved.
 
         Raises:
             ValueError: tensors differ in name, shape or type, or position or memory belong to something else.
         """
         live = self._own_parts()
-        with_moments = {
-            _owner(name) for name in (*parts.get("optimizer", {}), *facts.get("host_moments", {}))
-        }
+        kept = {**parts.get("optimizer", {}), **facts.get("host_moments", {})}
+        with_moments = {_owner(name) for name in kept}
         without = {_owner(name) for name, _, _ in self._each_moment()} - with_moments
         live["optimizer"] = {
             name: one for name, one in live["optimizer"].items() if _owner(name) not in without
         }
+        missing = list(missing_moments(self.model, self.optimizers, kept))
+        for new in missing:
+            live["optimizer"].update(new.tensors())
         parts = {**parts, "random": own_random(self.ranks, parts.get("random", {}), live["random"])}
         difference = match(live, parts)
         if difference is not None:
@@ -185,6 +189,8 @@ class TrainState:
         random_state = RandomState.of(parts["random"], own_random_facts(self.ranks, saved.random))
         self._restore_memory(saved)
         self._forget_moments(without)
+        for new in missing:
+            new.give()
         _copy(parts, live)
         self._restore_host_moments(saved.host_moments)
         self.model.zero_grad(set_to_none=True)

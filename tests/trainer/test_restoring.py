@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from trainer.checkpoint import CheckpointRing, NoValidCheckpoint, RingConfig, stage
 from trainer.guards.base import PlainLoss, StepView
+from trainer.guards.host_meter import HostMeter
 from trainer.guards.invariants import Invariants
 from trainer.guards.nonfinite import Nonfinite
 from trainer.guards.panel import Panel
@@ -26,7 +27,8 @@ class Plain:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
         optimizers = make(self.model)
-        self.meter = Meter("loss", optimizers, self.model.parameters(), max_norm=1.0)
+        kind = Meter if all(one.param_groups[0].get("fused") for one in optimizers) else HostMeter
+        self.meter = kind("loss", optimizers, self.model.parameters(), max_norm=1.0)
         named = dict(zip(("loss", "another"), optimizers, strict=False))
         panel = Panel([Nonfinite(), Invariants()])
         self.state = TrainState(self.model, named, {"loss": self.meter}, panel)
@@ -65,6 +67,24 @@ def two(model: nn.Module) -> list[Optimizer]:
     return [AdamW(first, lr=1e-2, fused=True), SGD(rest, lr=1e-2, momentum=0.9, fused=True)]
 
 
+def unfused(model: nn.Module) -> list[Optimizer]:
+    return [Adam(model.parameters(), lr=1e-2, amsgrad=True)]
+
+
+def counting(model: nn.Module) -> list[Optimizer]:
+    return [Counting(model.parameters(), lr=1e-2)]
+
+
+class Counting(RMSprop):
+    """Keeps a number beside its tensors."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        for moments in self.state.values():
+            moments["count"] = moments.get("count", 0) + 1
+
+
 def is_same(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
     (parts, facts), (others, other_facts) = one, other
     tensors: list[tuple[Tensor, Tensor]] = [
@@ -85,6 +105,42 @@ def test_a_plain_loop_goes_on_from_its_newest_checkpoint_to_the_bit(tmp_path: Pa
     plain.state.rebase()
     plain.train(5)
     assert is_same(plain.everything(), there)
+
+
+@pytest.mark.parametrize("make", [one, two, unfused, counting])
+def test_a_new_process_goes_on_from_the_newest_checkpoint_to_the_bit(tmp_path: Path, make: Any) -> None:
+    first = Plain(tmp_path, make)
+    first.train(6)
+    first.save()
+    first.train(5)
+    second = Plain(tmp_path, make)
+    assert Restoring(second.ring, second.state).newest().record.step == 6
+    second.state.rebase()
+    second.train(5)
+    assert is_same(second.everything(), first.everything())
+
+
+@pytest.mark.parametrize("other", [two, unfused])
+def test_moments_of_another_optimizer_are_refused_and_nothing_changes(tmp_path: Path, other: Any) -> None:
+    first = Plain(tmp_path, one)
+    first.train(6)
+    first.save()
+    second = Plain(tmp_path, other)
+    fresh = second.everything()
+    with pytest.raises(NoValidCheckpoint):
+        Restoring(second.ring, second.state).newest()
+    assert is_same(second.everything(), fresh)
+
+
+def test_a_lost_moment_is_missed_by_a_new_process_too(tmp_path: Path) -> None:
+    first = Plain(tmp_path, one)
+    first.train(2)
+    parts, facts = first.state.parts(), first.state.facts()
+    kept = {name: one for name, one in parts["optimizer"].items() if not name.startswith("loss/3.bias/")}
+    second = Plain(tmp_path / "second", one)
+    with pytest.raises(ValueError, match="moments of"):
+        second.state.restore({**parts, "optimizer": kept}, facts)
+    assert not any(optimizer.state for optimizer in second.state.optimizers.values())
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
