@@ -85,6 +85,7 @@ class Vitals:
 class Watched:
     """Live handles for scans: the model, its optimizers by objective, and the EMA by parameter name.
 
+    Further optimizers of an objective have its name before a comma: ``loss``, ``loss, heads``.
     ``applied`` are the counts of applied updates by objective, on the device (``Meter.applied``);
     ``averaged`` answers how many updates the EMA has taken in, and how many it should have, likewise.
     """
@@ -94,6 +95,14 @@ class Watched:
     ema: Mapping[str, Tensor] | None = None
     applied: Mapping[str, Tensor] = field(default_factory=dict)
     averaged: Callable[[], tuple[Tensor, Tensor]] | None = None
+
+    def optimizers_of(self, objective: str) -> dict[str, Optimizer]:
+        """Those that step with this objective, under their own names."""
+        return {
+            name: optimizer
+            for name, optimizer in self.optimizers.items()
+            if name == objective or (name not in self.applied and name.startswith(f"{objective}, "))
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Counts that go together: applied updates, the steps of each optimizer state, the updates of the average."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -118,7 +118,7 @@ def _look(watched: Watched) -> dict[str, list[float]]:
     """
     rows: dict[str, list[Tensor]] = {}
     for objective, applied in watched.applied.items():
-        steps = [state["step"] for state in watched.optimizers[objective].state.values() if "step" in state]
+        steps = [state["step"] for _, state in _counting(watched, objective)]
         if all(isinstance(step, Tensor) for step in steps):
             rows[objective] = [applied, *steps]
     if watched.averaged is not None:
@@ -143,5 +143,10 @@ def _read(counts: Sequence[Tensor]) -> list[float]:
 
 def _names(watched: Watched, objective: str) -> list[str]:
     names = parameter_names(watched.model)
-    state = watched.optimizers[objective].state
-    return [names.get(p, "(unnamed)") for p, one in state.items() if "step" in one]
+    return [names.get(parameter, "(unnamed)") for parameter, _ in _counting(watched, objective)]
+
+
+def _counting(watched: Watched, objective: str) -> Iterator[tuple[Tensor, Mapping[str, Any]]]:
+    """Parameters whose steps are counted, and the optimizer's state of each."""
+    for optimizer in watched.optimizers_of(objective).values():
+        yield from ((parameter, state) for parameter, state in optimizer.state.items() if "step" in state)

@@ -108,13 +108,14 @@ class Invariants:
         self._path.clear()
 
     def _follow(self, view: StepView) -> None:
-        """Lengthen the path of the objective by one applied step: count, and sum of the learning rates."""
+        """Lengthen the path of the objective's optimizers by one applied step: count, and sum of rates."""
         vitals = view.vitals
         if vitals.refused:
             return
-        steps, rates = self._path.get(vitals.objective, (0, 0.0))
-        highest = max(vitals.lr, _highest_rate(view.watched.optimizers[vitals.objective], on_host=True))
-        self._path[vitals.objective] = (steps + 1, rates + highest)
+        for name, optimizer in view.watched.optimizers_of(vitals.objective).items():
+            steps, rates = self._path.get(name, (0, 0.0))
+            highest = max(vitals.lr, _highest_rate(optimizer, on_host=True))
+            self._path[name] = (steps + 1, rates + highest)
 
     def _look(self, watched: Watched) -> _Look:
         constants = dict(self._constant_tensors(watched))

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from shared.events import Finding
-from trainer.guards.base import StepView, Verdict, Vitals, Watched, verdict_on
+from trainer.guards.base import PlainLoss, StepView, Verdict, Vitals, Watched, verdict_on
 from trainer.guards.counters import Counters
-from trainer.guards.invariants import Invariants
+from trainer.guards.invariants import Invariants, InvariantsConfig
+from trainer.guards.vitals import Meter
 
 Break = Callable[[Any], None]
 
@@ -162,6 +163,34 @@ def test_what_it_knows_of_the_next_step_comes_back_with_the_run(new_training: An
     other.load_state_dict(json.loads(json.dumps(guard.state_dict())))
     training.meter.applied.add_(2)
     assert judged(other, training, watched) is not None
+
+
+@pytest.mark.parametrize("names", [("loss", "loss, heads"), ("loss, all", "loss, all, heads")])
+def test_two_optimizers_that_step_together_are_both_of_the_objective(names: tuple[str, str]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    pair = [
+        AdamW(layer.parameters(), lr=lr, fused=True) for layer, lr in ((model[0], 1e-2), (model[2], 3e-2))
+    ]
+    meter = Meter(names[0], pair, model.parameters(), max_norm=1.0)
+    watched = Watched(model, dict(zip(names, pair, strict=True)), applied={names[0]: meter.applied})
+    guards = Invariants(InvariantsConfig(scan_every=20)), Counters(InvariantsConfig(scan_every=20))
+    for guard in guards:
+        guard.rebase(watched)
+    for number in range(200):
+        loss = model(torch.randn(16, 4)).square().mean()
+        loss.backward()
+        meter.measure(PlainLoss(loss))
+        meter.step()
+        meter.settle(1e-2)
+        model.zero_grad()
+        (seen,) = meter.arrived()
+        assert [guard.inspect(StepView(seen, (), watched)) for guard in guards] == [None, None], number
+    state = pair[1].state[model[2].weight]
+    state["step"].add_(40)
+    found = guards[1].inspect(StepView(replace(seen, refused=True, step=200), (), watched, alarm=True))
+    assert found is not None
+    assert "step count of 2.weight went from 181 to 240 in 19 updates" in found.message
 
 
 class Elsewhere(Tensor):
