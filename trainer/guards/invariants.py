@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,14 @@ class _Look:
 
     constants: dict[str, int]
     sizes: dict[str, Size]
+
+
+class _Problem(NamedTuple):
+    """What can't be true, of which tensor, and by which numbers it is seen."""
+
+    what: str
+    name: str
+    details: str = ""
 
 
 class Invariants:
@@ -138,53 +146,53 @@ class Invariants:
         is_constant = self._is_constant or (lambda name: name not in written)
         yield from ((name, b) for name, b in watched.model.named_buffers() if is_constant(name))
 
-    def _changed(self, now: _Look) -> Iterator[str]:
+    def _changed(self, now: _Look) -> Iterator[_Problem]:
         for name, bits in now.constants.items():
             if self._constants.get(name, bits) != bits:
-                yield f"a constant has changed: {name}"
+                yield _Problem("a constant has changed", name)
 
-    def _impossible(self, view: StepView, now: _Look) -> Iterator[str]:
+    def _impossible(self, view: StepView, now: _Look) -> Iterator[_Problem]:
         for adam in adam_parameters(view.watched):
             size = now.sizes[adam.name]
             if not adam.may_have_moments(size):
-                yield f"moments that are not a mean of any gradients: {adam.name}"
+                yield _Problem("moments that are not a mean of any gradients", adam.name)
             if self._then is None or adam.name not in self._then.sizes:
                 continue
             steps, rates = self._path_of(adam)
-            least = adam.least_second(self._then.sizes[adam.name].second, steps)
-            if size.second < least:
-                yield (
-                    f"a second moment was forgotten: {adam.name}, in sum {size.second:.3g}, and {least:.3g} "
-                    f"is the least that {steps} updates leave of it"
-                )
             before = self._then.sizes[adam.name]
-            then = before.weight
-            bound = adam.bound(then, steps, rates)
-            if not size.to_average <= (before.to_average + bound) * (1 + 1e-3):
-                yield (
-                    f"averages are further from their weights than updates explain: {adam.name}, "
-                    f"{size.to_average:.4g} after {before.to_average:.4g}, and {bound:.3g} is the most to add"
+            least = adam.least_second(before.second, steps)
+            if size.second < least:
+                told = (
+                    f"in sum {size.second:.3g}, and {least:.3g} is the least that {steps} updates leave of it"
                 )
-            if not abs(size.weight - then) <= bound:
-                moved = f"{adam.name}, its norm from {then:.6g} to {size.weight:.6g}"
-                yield f"weights moved further than Adam can: {moved}, and {bound:.3g} is the most"
+                yield _Problem("a second moment was forgotten", adam.name, told)
+            bound = adam.bound(before.weight, steps, rates)
+            if not size.to_average <= (before.to_average + bound) * (1 + 1e-3):
+                far = f"{size.to_average:.4g} after {before.to_average:.4g}"
+                told = f"{far}, and {bound:.3g} is the most to add"
+                yield _Problem(
+                    "averages are further from their weights than updates explain", adam.name, told
+                )
+            if not abs(size.weight - before.weight) <= bound:
+                moved = f"its norm from {before.weight:.6g} to {size.weight:.6g}"
+                told = f"{moved}, and {bound:.3g} is the most"
+                yield _Problem("weights moved further than Adam can", adam.name, told)
 
     def _path_of(self, adam: "AdamParameter") -> tuple[int, float]:
         """Updates since the last look and the sum of their rates, those not reported yet included."""
         steps, rates = self._path.get(adam.objective, (0, 0.0))
         return steps + self._late, rates + self._late * _highest_rate(adam.optimizer)
 
-    def _tell(self, view: StepView, problems: list[str]) -> Finding:
-        message, first = _in_words(problems), problems[0].partition(": ")[2].partition(",")[0]
+    def _tell(self, view: StepView, problems: list[_Problem]) -> Finding:
+        message, first = _in_words(problems), problems[0].name
         return finding(self.name, view, Severity.CRITICAL, message, problems=len(problems), first=first)
 
 
-def _in_words(problems: list[str]) -> str:
-    """What is wrong, each thing once, before which tensors; each problem says it as ``what: which``."""
+def _in_words(problems: list[_Problem]) -> str:
+    """What is wrong, each thing once, before which tensors."""
     which: dict[str, list[str]] = {}
-    for problem in problems:
-        what, _, details = problem.partition(": ")
-        which.setdefault(what, []).append(details)
+    for what, name, details in problems:
+        which.setdefault(what, []).append(f"{name}, {details}" if details else name)
     named = "; ".join(f"{what}: {'; '.join(some[:_NAMED])}" for what, some in which.items())
     left = sum(max(len(some) - _NAMED, 0) for some in which.values())
     return named + (f"; and {left} more" if left else "")
