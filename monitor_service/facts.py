@@ -124,7 +124,7 @@ class Facts(Record):
         self.judged.suggestion = self.judged.needs_person = None
 
     def note_taken_back(self, words: str, now: datetime) -> None:
-        """A person has taken a rollback back: until a person orders something, nobody else orders another."""
+        """A person has taken a rollback back: nobody else orders another until one does, or all is well."""
         self.taken_back = TakenBack(at=now, words=words)
 
     def note_withdrawals(self, process: str, ids: Sequence[str]) -> bool:

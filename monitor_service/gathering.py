@@ -35,7 +35,7 @@ class Gathering:
     def _send(self) -> None:
         pieces, self._pieces, self._size = self._pieces, [], 0
         if pieces and not self._transport.is_closing():
-            self._transport.writelines(pieces)
+            self._transport.write(b"".join(pieces))  # writelines never asks for a pause in some Pythons
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

@@ -49,7 +49,8 @@ class Job(Generic[T]):
         except OperationalError:
             raise
         except Exception as error:
-            self._error = error
+            # no future takes this one, and those who wait behind it would never be told
+            self._error = RuntimeError("StopIteration") if isinstance(error, StopIteration) else error
             raise JobFailed from error
 
     def run_apart(self, connection: Connection) -> None:

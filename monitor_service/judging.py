@@ -70,7 +70,7 @@ def is_due(run: Any, now: datetime, settings: Settings) -> bool:
 
 
 def _heed(facts: Facts, health: Health, advice: Advice | None, now: datetime) -> None:
-    """Let a suggestion stand as long as it is made, and a call for a person until one came."""
+    """Let a suggestion stand as long as it is made, and a call for a person until one came or all is well."""
     judged = facts.judged
     reason, known = None if advice is None else advice.suggests, judged.suggestion
     if reason is None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from monitor_service.facts import Facts, orders_within_an_hour
-from monitor_service.health import Health, RunStatus
+from monitor_service.health import OVER, Health, RunStatus
 from monitor_service.settings import PolicyConfig, PolicyMode
 from shared.commands import CommandKind, CommandRequest
 
@@ -68,6 +68,7 @@ def hindrance(facts: Facts, now: datetime, config: PolicyConfig) -> Hindrance | 
 
 
 def is_settled(health: Health, facts: Facts, now: datetime) -> bool:
-    """Whether an hour went well by itself: no call for a person stands any longer, nor what one took back."""
+    """Well an hour after the last order: no call for a person stands, nor what one took back."""
     meddled = [*facts.automatic_orders, *([facts.taken_back.at] if facts.taken_back else [])]
-    return health.status is not RunStatus.DIVERGED and not orders_within_an_hour(meddled, now)
+    is_well = health.status is RunStatus.HEALTHY or health.status in OVER
+    return is_well and not orders_within_an_hour(meddled, now)

@@ -7,8 +7,8 @@ from collections import OrderedDict
 
 from monitor_service.facts import Facts
 
-MOST = 256
-"""Runs whose facts are kept; those written longest ago are forgotten."""
+MOST = 1024
+"""Runs whose facts are kept, well above those that ``/metrics`` tells of; those written longest ago leave."""
 
 _kept: OrderedDict[str, Facts] = OrderedDict()
 

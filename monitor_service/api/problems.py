@@ -62,6 +62,9 @@ ANSWERS: dict[type[MonitorError], tuple[int, str]] = {
 
 RETRY_AFTER_S = "5"
 
+_LAST = {"Connection": "close"}
+"""The server ends the connection after a mistake: a client that is not told would ask there once more."""
+
 ErrorPage = Callable[[Request, int, str, str], Response]
 """Makes a page of a status, a title and what was found."""
 
@@ -122,9 +125,9 @@ def problem(
 
 
 async def answer_or_raise(request: Request, error: Exception) -> Response:
-    """What the handlers above answer, for a layer outside of theirs. Raises ``error`` if it is ours."""
+    """What the app's handlers answer, for a layer outside of theirs. Raises ``error`` if it is ours."""
     if isinstance(error, MonitorError):
-        return answer_to(error)
+        return await _monitor_error(request, error)
     if isinstance(error, DatabaseError):
         return await _database_error(request, error)
     raise error
@@ -185,5 +188,5 @@ async def _database_error(request: Request, error: Exception) -> Response:
 async def _our_mistake(request: Request, error: Exception) -> Response:
     detail = f"{type(error).__name__}; the monitor's log has the details"
     if wants_page(request):
-        return _page(request, 500, "Internal error", detail)
-    return problem(500, "Internal error", detail, SECURITY)  # answered outside of the guard
+        return _page(request, 500, "Internal error", detail, _LAST)
+    return problem(500, "Internal error", detail, {**SECURITY, **_LAST})  # answered outside of the guard

@@ -1,9 +1,9 @@
 """What pages and programs ask: runs, health, series, events, checkpoints."""
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from pydantic import AwareDatetime
 
 from monitor_service import queries
@@ -66,7 +66,7 @@ def run_detail(run: RunName, request: Request, connection: ConnectionDep) -> Res
 @router.get("/runs/{run}/health", response_model=HealthView)
 async def health(run: RunName, request: Request, monitor: MonitorDep) -> Response:
     """How a run is, since when, why, and what trouble has cost it so far."""
-    return answer_if_changed(request, await asyncio.to_thread(_health, monitor, run))
+    return answer_if_changed(request, await run_in_threadpool(_health, monitor, run))
 
 
 def _health(monitor: Monitor, run: str) -> HealthView:

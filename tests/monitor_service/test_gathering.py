@@ -1,7 +1,6 @@
 """Gathering: small pieces leave together, large ones at once, and nothing is lost at the end."""
 
 import asyncio
-from collections.abc import Iterable
 from typing import Any, cast
 
 import pytest
@@ -16,9 +15,9 @@ class Wire:
         self.sent: list[bytes] = []
         self.is_closed = False
 
-    def writelines(self, pieces: Iterable[bytes]) -> None:
+    def write(self, data: bytes) -> None:
         assert not self.is_closed
-        self.sent.append(b"".join(pieces))
+        self.sent.append(data)
 
     def close(self) -> None:
         self.is_closed = True

@@ -88,6 +88,9 @@ def test_what_waits_for_a_person_is_suggested_with_the_reason(
         (RunStatus.DIVERGED, minutes_ago(20), False),
         (RunStatus.HEALTHY, minutes_ago(20), False),
         (RunStatus.HEALTHY, minutes_ago(61), True),
+        (RunStatus.FINISHED, minutes_ago(61), True),
+        (RunStatus.STALLED, minutes_ago(61), False),
+        (RunStatus.LOST, minutes_ago(61), False),
     ],
 )
 def test_the_call_for_a_person_stands_until_an_hour_went_well(

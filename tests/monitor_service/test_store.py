@@ -181,14 +181,32 @@ def test_an_event_loop_has_what_it_asked_for_after_the_commit(store: Store, comm
 
 
 def test_an_event_loop_that_ended_keeps_nobody_else_waiting(store: Store) -> None:
-    go_on = hold(store)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(connection: Connection) -> None:
+        begun.set()
+        assert go_on.wait(10)
 
     async def ask_and_leave() -> None:
-        asked = asyncio.create_task(store.commit(note(1)))
-        await asyncio.sleep(0)
-        asked.cancel()
+        asked = asyncio.ensure_future(store.commit(work))
+        assert await asyncio.to_thread(begun.wait, 10)
+        assert not asked.done()
 
     asyncio.run(ask_and_leave())
-    waiting = store.submit(note(2))
     go_on.set()
-    assert waiting.result(10) == 2
+    assert store.submit(note(2)).result(10) == 2
+
+
+def test_work_that_stops_an_iteration_keeps_nobody_else_waiting(store: Store) -> None:
+    async def ask() -> list[object]:
+        go_on = await asyncio.to_thread(hold, store)
+        asked = [
+            asyncio.create_task(store.commit(work)) for work in (lambda connection: next(iter(())), note(1))
+        ]
+        await asyncio.sleep(0)
+        go_on.set()
+        return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
+
+    stopped, noted = asyncio.run(ask())
+    assert isinstance(stopped, RuntimeError)
+    assert noted == 1

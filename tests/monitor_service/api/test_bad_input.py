@@ -205,6 +205,8 @@ def test_a_wrong_method_is_a_problem_too(monitor: Any) -> None:
         ("alerts", {"foo": 1}, "422: body: expected Alertmanager's webhook"),
         ("runs/demo/commands", {"kind": "roll_back"}, "422: reason: Field required"),
         ("runs/nobody/commands", {"kind": "stop", "reason": "r", "issued_by": "a"}, "404: no run 'nobody'"),
+        ("runs/nobody/exchange", {"session": "s1", "seq": 1, "attempt": 1}, "404: no run 'nobody'"),
+        ("runs/demo/exchange", {}, "422: session: Field required"),
     ],
 )
 def test_what_is_refused_stands_in_the_log_once_a_minute(

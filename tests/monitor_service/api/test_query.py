@@ -1,5 +1,6 @@
 """Questions: what a page or a program is told about runs."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,22 @@ def test_names_that_differ_only_in_case_crowd_nothing_out(monitor: Any, batch: B
     with monitor.monitor.store.reading() as connection:
         page = queries.events(connection, "demo", naming="nan-1", limit=2)
     assert [one.data["incident"] for one in page.items] == ["nan-1"]
+
+
+def test_questions_that_hang_keep_no_batch_waiting(
+    monitor: Any, batch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    health = queries.health
+
+    def hang(*asked: Any) -> Any:
+        assert go_on.wait(30)
+        return health(*asked)
+
+    monkeypatch.setattr(queries, "health", hang)
+    asked = [monitor.start_get("/api/v1/runs/demo/health") for _ in range(20)]
+    monitor.monitor.door.forget()  # the next request looks for its token in the database
+    assert monitor.start_post("/api/v1/runs/demo/exchange", json=batch(1)).result(10).status_code == 200
+    assert not any(one.done() for one in asked)
+    go_on.set()
+    assert {one.result(30).status_code for one in asked} == {200}

@@ -71,3 +71,5 @@ def test_a_mistake_of_ours_is_a_page_without_its_details(
     assert answer.status_code == 500
     assert "<h1>Internal error</h1>" in answer.text
     assert "a secret" not in answer.text
+    assert answer.headers["connection"] == "close"
+    assert told.get("/healthz").status_code == 200
