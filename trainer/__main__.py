@@ -5,7 +5,6 @@ import json
 import logging
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,21 +126,23 @@ def _deliver(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    is_terminated = threading.Event()
+    is_terminated = False  # no Event: its lock is not reentrant, and a second signal may come amid the first
 
     def end(number: int, frame: object) -> None:
         # Else the monitor, a program of its own, would stay behind with the port. Not KeyboardInterrupt:
         # raised in code made from a text, a dataclass's say, it ends `python -m` by SIGINT.
-        is_terminated.set()
+        nonlocal is_terminated
+        is_terminated = True
         sys.exit(TERMINATED)
 
     signal.signal(signal.SIGTERM, end)
     try:
-        return _demo_to_its_end(arguments)
+        code = _demo_to_its_end(arguments)
     except Exception:
-        if is_terminated.is_set():  # amid an import, say, the exit comes out as another error
+        if is_terminated:  # amid an import, say, the exit comes out as another error
             return TERMINATED
         raise
+    return TERMINATED if is_terminated else code  # in a callback of C code the exit may be swallowed
 
 
 def _demo_to_its_end(arguments: argparse.Namespace) -> int:

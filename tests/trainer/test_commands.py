@@ -1,5 +1,6 @@
 """The trainer's commands: one clear line and an exit code for all that can be wrong, JSON for who asks."""
 
+import contextlib
 import json
 import os
 import re
@@ -215,4 +216,14 @@ def test_a_demo_that_is_terminated_amid_an_import_says_so_too(monkeypatch: pytes
             raise ImportError("failed to import") from ending
 
     monkeypatch.setattr(program, "demo", demo)
+    assert main(["demo", "--port", "0"]) == 130
+
+
+def test_a_demo_whose_exit_was_swallowed_in_a_callback_says_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def to_its_end(_: object) -> int:
+        with contextlib.suppress(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    monkeypatch.setattr(program, "_demo_to_its_end", to_its_end)
     assert main(["demo", "--port", "0"]) == 130
