@@ -16,6 +16,8 @@ def test_a_seed_fixes_which_faults_come_and_when() -> None:
 def test_a_soak_draws_from_many_faults_and_none_that_stops() -> None:
     assert len({one.id for one in candidates()}) >= 15
     assert all(one.expect.ends == "finished" for one in candidates())
+    drawn = {one.name for one in candidates() if one.id == "R14"}
+    assert drawn == {"gradients-times-100"}, "ten times may be clipped and left untold"
 
 
 @pytest.mark.parametrize(("steps", "every", "said"), [(500, 500, "too short"), (500, 5, "20 steps or more")])
