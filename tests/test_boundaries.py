@@ -42,6 +42,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("trainer.moments", "trainer.ranks", "trainer.section"),
         *("trainer.per_rank", "trainer.random_states", "trainer.sharding"),
     ),
+    "trainer.stage": (
+        *("trainer.checkpoint", "trainer.config", "trainer.data", "trainer.radiodiff", "trainer.section"),
+    ),
     "trainer.foreign": (),
     "trainer.moments": (),
     "trainer.random_states": (),

@@ -1,7 +1,7 @@
 """One ring of checkpoints for all ranks: the first writes and chooses, all load and prove the same files.
 
-Every rank sees the run's folder. What of a state differs between ranks, their random states, is gathered into
-the one checkpoint by ``TrainState``.
+Every rank sees the run's folder. What of a state differs between ranks, their random states and what their
+guards remember, is gathered into the one checkpoint by ``TrainState``.
 """
 
 from collections.abc import Callable
