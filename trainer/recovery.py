@@ -168,10 +168,16 @@ class Recovery:
         snapshot = self._snapshots.newest()
         return None if snapshot is None else snapshot.parts["model"]
 
-    def newest_snapshot(self) -> RestoreSnapshot | None:
-        """The way to it, if there is one."""
-        steps = self._snapshots.steps()
-        return RestoreSnapshot(steps[0]) if steps else None
+    @property
+    def has_snapshot(self) -> bool:
+        """Whether this process has kept a state to go back to. Costs a look at each slot."""
+        return bool(self._snapshots.steps())
+
+    def newest_kept(self) -> RestoreSnapshot | LoadCheckpoint:
+        """The way to the newer of the newest snapshot, of which there is one, and the newest checkpoint."""
+        self._writer.drain()
+        kept, saved = self._snapshots.steps()[0], max(self.ring.steps(), default=0)
+        return RestoreSnapshot(kept) if kept >= saved else LoadCheckpoint(saved + 1, good_first=False)
 
     def ease(self, step: int, reason: str) -> None:
         """Divergence is predicted: lower the rate for a while and keep the present state. Never goes back."""
@@ -182,9 +188,8 @@ class Recovery:
         """Report what the writer's thread has done since the last call."""
         if self._saves.tell(self._state.step):
             # tried again after a while, not in each step: staging costs a copy of everything
-            self.save_due_at = self._state.step + min(
-                self.config.snapshot_every, self.config.checkpoint_every
-            )
+            soon = min(self.config.snapshot_every, self.config.checkpoint_every)
+            self.save_due_at = self._state.step + soon
 
     def go_back(
         self,
@@ -270,8 +275,7 @@ class Recovery:
             self._snapshots.protect(self._state.step, self._state.step + self.config.returns_over)
 
     def _next_rung(self, step: int) -> Rung:
-        snapshots, checkpoints = self._snapshots.steps(), self.ring.steps()
-        rung = self._ladder.corrupt(step, snapshots=snapshots, checkpoints=checkpoints)
+        rung = self._ladder.corrupt(step, snapshots=self._snapshots.steps(), checkpoints=self.ring.steps())
         self._stop_or(rung)
         return rung
 
@@ -284,7 +288,8 @@ class Recovery:
             return None
         assert isinstance(rung, LoadCheckpoint)
         try:
-            return self._restoring.newest(before_step=rung.before_step).record.name
+            loaded = self._restoring.newest(before_step=rung.before_step, good_first=rung.good_first)
+            return loaded.record.name
         except NoValidCheckpoint as error:
             raise RunStopped(f"step {step}: {error}") from error
 

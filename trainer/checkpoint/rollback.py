@@ -77,11 +77,15 @@ class RestoreSnapshot:
 
 @dataclass(frozen=True)
 class LoadCheckpoint:
-    """Go back to the newest good checkpoint of a smaller step than this, and go on at batch ``past``."""
+    """Go back to the newest good checkpoint of a smaller step than this, and go on at batch ``past``.
+
+    With ``good_first`` off it is the newest of all, where nothing speaks against the latest state.
+    """
 
     before_step: int
     easing: Easing = AS_BEFORE
     past: int | None = None
+    good_first: bool = True
 
 
 @dataclass(frozen=True)

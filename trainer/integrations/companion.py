@@ -75,7 +75,7 @@ class Companion:
         panel = all_guards(config.guards, [spike], [_LOSS])
         self.state = TrainState(model, {_LOSS: optimizer}, {_LOSS: self.meter}, panel)
         self._begun = self._noted = time.perf_counter()
-        self._has_way_back = self._is_over = False
+        self._is_over = False
         self.stop_reason: str | None = None
 
     def begin(self, *, total_steps: int | None = None, step: int = 0) -> None:
@@ -134,11 +134,10 @@ class Companion:
         """
         try:
             self._judge_arrived()
-            if (
-                not self._has_way_back and self.state.step
-            ):  # moments, without which no state is whole, are there
+            # from the first step on there are moments, without which no state is whole
+            if self.state.step and not self.recovery.has_snapshot:
                 self._open_the_way_back()
-            if self._has_way_back and self.recovery.is_due(self.state.step):
+            if self.recovery.has_snapshot and self.recovery.is_due(self.state.step):
                 self.settle()
                 self.recovery.keep()
             self.recovery.collect()
@@ -210,7 +209,7 @@ class Companion:
         Raises:
             RunStopped, NoValidCheckpoint: see ``Recovery.go_back``.
         """
-        if trigger == "guard" and not self._has_way_back:
+        if trigger == "guard" and not self.recovery.has_snapshot:
             raise RunStopped(f"corrupt before there was anything to go back to: {reason}")
         try:
             rollback = self.recovery.go_back(
@@ -233,7 +232,7 @@ class Companion:
             why = "it ended amid an update"
             self._leave_update(why)
         self.settle()
-        if self._has_way_back:
+        if self.recovery.has_snapshot:
             self.is_sound()
             self.recovery.keep_last()
             self.incidents.end("healed")
@@ -243,11 +242,9 @@ class Companion:
         return f"{why}, so it went back from step {back.from_step} to {back.to_step}"
 
     def _leave_update(self, why: str) -> None:
-        """Nobody knows what of it is written, so go back to the newest snapshot, if there is one yet."""
-        newest = self.recovery.newest_snapshot()
-        self._has_way_back = newest is not None
-        if newest is not None:
-            self.go_back(why, "guard", rung=newest)
+        """Nobody knows what of it is written, so go back to the newest state that was kept, if any is yet."""
+        if self.recovery.has_snapshot:
+            self.go_back(why, "guard", rung=self.recovery.newest_kept())
 
     def _close(self, last_word: RunEnded) -> None:
         """Each of these, whatever becomes of the others."""
@@ -295,4 +292,3 @@ class Companion:
         """The first snapshot: of a state that was judged, and that nothing speaks against."""
         if self.is_sound():
             self.recovery.begin()
-            self._has_way_back = True

@@ -12,7 +12,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from shared.base import utc_now
 from shared.commands import Command, CommandKind
-from trainer.checkpoint import LadderConfig
+from trainer.checkpoint import LadderConfig, RingConfig, State
 from trainer.errors import ConfigError, RunStopped
 from trainer.integrations.companion import Companion
 from trainer.integrations.settings import CompanionConfig
@@ -41,7 +41,7 @@ class Loop:
         config = CompanionConfig(
             folder=folder,
             max_norm=1.0,
-            recovery=RecoveryConfig(snapshot_every=10, checkpoint_every=20, **(recovery or {})),
+            recovery=RecoveryConfig(**{"snapshot_every": 10, "checkpoint_every": 20, **(recovery or {})}),
         )
         self.companion = Companion(config, self.model, self.optimizer)
         self.number = 0
@@ -328,6 +328,26 @@ def test_ctrl_c_amid_an_update_keeps_the_newest_snapshot(
         assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
     assert max(loop.companion.recovery.ring.steps()) == 21
     assert loop.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * 0.999**25)
+
+
+def test_ctrl_c_amid_an_update_keeps_a_checkpoint_that_is_newer_than_the_newest_snapshot(
+    loop_with: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an older one is good already, and this one only sealed."""
+    loop = loop_with(AdamW, fused=True, recovery={"snapshot_every": 50, "ring": RingConfig(promote_after=10)})
+    loop.train(40)
+    before = loop.weights()
+    loop.companion.save_checkpoint()
+    loop.train(2)
+    states = {record.step: record.state for record in loop.companion.recovery.ring.records()}
+    assert State.GOOD in states.values()
+    monkeypatch.setattr(loop.companion.meter, "settle", interrupt)
+    interrupted(loop)
+    (back,) = loop.companion.reporter.record.rollbacks
+    assert (back.source, back.from_step, back.to_step) == ("checkpoint", 42, 40)
+    for state in (loop.weights(), kept(loop)):
+        assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
+    assert max(loop.companion.recovery.ring.steps()) == 40
 
 
 def test_ctrl_c_in_corrupt_weights_keeps_the_sound_ones_before(loop_with: Callable[..., Loop]) -> None:
