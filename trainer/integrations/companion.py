@@ -2,11 +2,16 @@
 
     companion = Companion(config, model, optimizer)
     companion.begin(total_steps=1000)
-    companion.before_forward()                     # once an update, before its first forward pass
-    companion.note(loss)                           # each piece's loss, weighted by its share of the update
-    companion.before_update()                      # all gradients are there; decides
-    optimizer.step()                               # writes nothing if refused; scheduler.step() may follow
-    companion.after_update()                       # judges; may go back; obeys the monitor
+    try:
+        for batch in data:
+            companion.before_forward()             # once an update, before its first forward pass
+            companion.note(loss)                   # each piece's loss, weighted by its share of the update
+            companion.before_update()              # all gradients are there; decides
+            optimizer.step()                       # writes nothing if refused; scheduler.step() may follow
+            companion.after_update()               # judges; may go back; obeys the monitor
+    except BaseException as error:
+        companion.raised(error)                    # failed, or stopped by Ctrl-C
+        raise
     companion.end("finished")
 
 A fused optimizer refuses on the device; of any other the host reads the verdict and takes the gradients away,
@@ -16,7 +21,6 @@ parameter groups during ``optimizer.step()`` only, so schedulers never see it.
 
 import time
 from contextlib import ExitStack
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,15 +36,13 @@ from trainer.guards.panel import Judgement
 from trainer.guards.spike import Spike
 from trainer.incident import Incidents
 from trainer.integrations.borrowed import Borrowed
-from trainer.integrations.foreign import refuse_several_processes, reporter_of
+from trainer.integrations.foreign import Ending, ended_by, refuse_several_processes, reporter_of
 from trainer.integrations.settings import CompanionConfig
 from trainer.judging import Judging
 from trainer.orders import Orders
 from trainer.recovery import Recovery, Trigger
 from trainer.state import TrainState
 from trainer.stopped import leave_report
-
-Ending = Literal["finished", "stopped", "failed"]
 
 _LOSS = "loss"
 
@@ -152,7 +154,7 @@ class Companion:
 
         A last state that is corrupt goes back once more, and so does one amid an update; then the training is
         told as stopped: the steps that were lost are missing, and nobody makes up for them. Does nothing the
-        second time.
+        second time. An error or Ctrl-C meanwhile rises, and is told instead.
 
         Raises:
             RunStopped: it is corrupt, and the ladder of recovery has no rung left. Told as failed.
@@ -164,20 +166,22 @@ class Companion:
         try:
             if status != "failed" and (lost := self._keep_the_end()):
                 status, told = "stopped", "; ".join(filter(None, (told, lost)))
-        except Exception as error:
-            status, told = "failed", str(error) or type(error).__name__
+        except BaseException as error:
+            status, why = ended_by(error)
+            told = f"{why}; the last state may not have been kept"
             if isinstance(error, RunStopped):
-                leave_report(self.incidents, self.reporter, self.state.step, told)
+                leave_report(self.incidents, self.reporter, self.state.step, why)
             raise
         finally:
             self._close(RunEnded(step=self.state.step, status=status, message=told))
 
     def raised(self, error: BaseException) -> None:
-        """The training ends by this error; where that is Ctrl-C, somebody has ended it on purpose."""
-        if isinstance(error, KeyboardInterrupt):
-            self.end("stopped", "interrupted, as by Ctrl-C")
-        else:
-            self.end("failed", str(error) or type(error).__name__)
+        """The training ends by this error; where that is Ctrl-C, somebody has ended it on purpose.
+
+        Raises:
+            RunStopped: see ``end``, whose work Ctrl-C leaves to do.
+        """
+        self.end(*ended_by(error))
 
     def settle(self) -> None:
         """Wait until every update has been judged."""

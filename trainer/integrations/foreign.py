@@ -1,4 +1,6 @@
-"""What a companion finds at its start: processes, an optimizer and a folder, which it can use or refuses."""
+"""What a companion meets: processes, an optimizer, a folder, which it can use or refuses, and the last error."""
+
+from typing import Literal
 
 import torch
 from torch import nn
@@ -15,6 +17,8 @@ from trainer.integrations.settings import CompanionConfig
 from trainer.link.client import Link
 from trainer.record import RunRecord
 from trainer.reporting import Reporter
+
+Ending = Literal["finished", "stopped", "failed"]
 
 
 def refuse_several_processes() -> None:
@@ -72,3 +76,10 @@ def reporter_of(config: CompanionConfig, framework: str, total_steps: int | None
     )
     link = Link(config.link, config.run, spec, config.folder / "spool")
     return Reporter(config.run, link, record, path)
+
+
+def ended_by(error: BaseException) -> tuple[Ending, str]:
+    """How a training ends by this error, and in which words."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", "interrupted, as by Ctrl-C"
+    return "failed", str(error) or type(error).__name__

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -338,7 +339,9 @@ def test_ctrl_c_amid_an_update_keeps_a_checkpoint_that_is_newer_than_the_newest_
     loop.train(40)
     before = loop.weights()
     loop.companion.save_checkpoint()
-    loop.train(2)
+    for _ in range(2):
+        loop.train(1)
+        loop.companion.recovery._writer.drain()
     states = {record.step: record.state for record in loop.companion.recovery.ring.records()}
     assert State.GOOD in states.values()
     monkeypatch.setattr(loop.companion.meter, "settle", interrupt)
@@ -357,6 +360,36 @@ def test_ctrl_c_in_corrupt_weights_keeps_the_sound_ones_before(loop_with: Callab
     interrupted(loop, interrupt)
     assert end_status(loop) == "stopped"
     assert all(bool(tensor.isfinite().all()) for tensor in kept(loop).values())
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (KeyboardInterrupt(), "stopped", "interrupted, as by Ctrl-C"),
+        (OSError("the disk is gone"), "failed", "the disk is gone"),
+    ],
+    ids=["Ctrl-C", "error"],
+)
+@pytest.mark.parametrize("was_interrupted", [False, True])
+def test_an_end_that_is_broken_off_is_told_by_what(
+    loop_with: Callable[..., Loop],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    status: str,
+    words: str,
+    was_interrupted: bool,
+) -> None:
+    loop, told = loop_with(AdamW, fused=True), list[Any]()
+    loop.train(5)
+    monkeypatch.setattr(loop.companion.reporter, "ended", told.append)
+    monkeypatch.setattr(loop.companion.recovery, "keep_last", Mock(side_effect=error))
+    with pytest.raises(type(error)) as caught:
+        loop.companion.raised(KeyboardInterrupt()) if was_interrupted else loop.companion.end("finished")
+    loop.companion.raised(caught.value)
+    assert [(one.status, one.message) for one in told] == [
+        (status, f"{words}; the last state may not have been kept")
+    ]
+    assert not loop.optimizer._optimizer_step_post_hooks  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("updates", [0, 1])
