@@ -40,21 +40,22 @@ class Borrowed:
         self._hook = optimizer.register_step_post_hook(self._applied)
 
     def protect(self) -> None:
-        """Before the first forward pass of an update: remember the buffers that it will write."""
+        """A forward pass begins: remember the buffers."""
         self._loss = None
         self.meter.protect()
         self.is_amid_forward = True
 
     def note(self, loss: Tensor, share: float) -> None:
-        """A piece's loss; those of one update add up. Reads nothing from the device."""
+        """Add up the pieces' losses, on the device."""
         part = loss.detach() * share
         self._loss = part if self._loss is None else self._loss + part
 
     def decide(self) -> None:
-        """All gradients are there: decide, and let ``optimizer.step()`` do what was decided."""
-        if self._loss is None:  # the framework left this batch out
+        """Arm ``optimizer.step()``; for a batch that the framework left out there is nothing to decide."""
+        self.is_amid_forward = False
+        if self._loss is None:
             return
-        self.is_amid_update, self.is_amid_forward = True, False
+        self.is_amid_update = True
         self.meter.measure(PlainLoss(self._loss))
         if isinstance(self.meter, HostMeter) and not self.meter.allows():
             for parameter in self._model.parameters():
@@ -64,6 +65,10 @@ class Borrowed:
     def is_judged(self) -> None:
         """What follows from the update is done: the state is whole until the next is decided."""
         self.is_amid_update = False
+
+    def went_back(self) -> None:
+        """The buffers are those of an earlier state, and what a forward pass had before it is no more."""
+        self.is_amid_forward = False
 
     def undo_forward(self) -> None:
         """No update will follow a forward pass that has begun: the buffers are what they were before it."""

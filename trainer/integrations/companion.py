@@ -224,6 +224,7 @@ class Companion:
                 rung=rung,
                 incident=self.incidents.current,
             )
+            self._optimizer.went_back()
             self.incidents.went_back(rollback)
         finally:
             self.state.rebase()

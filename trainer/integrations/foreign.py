@@ -1,4 +1,4 @@
-"""What a companion meets: processes, an optimizer, a folder, which it can use or refuses, and the last error."""
+"""What a companion meets: processes, optimizer and folder, to use or to refuse, and the last error."""
 
 from typing import Literal
 

@@ -52,13 +52,17 @@ def test_a_refused_update_is_one_in_which_nothing_was_written(lent: Lent) -> Non
     assert lent.num_applied == 1, "it is over all the same"
 
 
-def test_it_knows_whether_its_owner_is_amid_an_update(lent: Lent) -> None:
+def test_a_forward_pass_without_an_update_is_undone(lent: Lent) -> None:
     before = lent.everything()
     lent.forward()
     assert not lent.is_at(before), "a forward pass has written statistics"
     assert not lent.borrowed.is_amid_update
     lent.borrowed.undo_forward()
     assert lent.is_at(before)
+
+
+def test_it_knows_whether_its_owner_is_amid_an_update(lent: Lent) -> None:
+    lent.forward()
     lent.borrowed.decide()
     lent.optimizer.step()
     assert lent.borrowed.is_amid_update, "nobody has judged it yet"

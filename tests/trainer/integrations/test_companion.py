@@ -264,6 +264,31 @@ def test_an_end_in_corrupt_weights_goes_back_once_more_and_is_told_as_stopped(
     assert max(loop.companion.recovery.ring.steps()) == 21
 
 
+def test_an_end_that_is_sound_changes_no_weight_or_statistic(loop_with: Callable[..., Loop]) -> None:
+    loop = loop_with(AdamW, fused=True)
+    loop.train(25)
+    before = loop.weights()
+    loop.companion.end("finished")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loop.weights().items())
+
+
+@pytest.mark.parametrize("is_left_out", [True, False])
+def test_after_going_back_no_earlier_forward_pass_is_undone(
+    loop_with: Callable[..., Loop], is_left_out: bool
+) -> None:
+    loop = loop_with(AdamW, fused=True)
+    loop.train(25)
+    loop.companion.before_forward()
+    loop.model(torch.randn(16, 4))
+    if is_left_out:
+        loop.companion.before_update()
+    loop.companion.go_back("looks wrong", "guard")
+    restored = loop.weights()
+    loop.companion.end("finished")
+    assert loop.companion.state.step == 21
+    assert all(torch.equal(tensor, restored[name]) for name, tensor in loop.weights().items())
+
+
 def test_an_end_without_a_rung_left_raises_is_told_as_failed_and_leaves_a_report(
     loop_with: Callable[..., Loop],
 ) -> None:
