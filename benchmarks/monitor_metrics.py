@@ -102,7 +102,9 @@ def send(store: Store, settings: Settings, run: str, round_: int) -> None:
     numbers |= {"fetch_seconds": [0.01] * 10, "step_seconds": [0.1] * 10}
     columns = Columns(step=steps, time=[time.time()] * 10, series=numbers)
     incoming = Incoming.of(Batch(session="s", seq=round_ + 1, attempt=1, columns=columns))
-    store.write(lambda connection: runs.exchange(connection, run, incoming, utc_now(), settings))
+    store.write(
+        lambda connection: runs.exchange(connection, run, incoming, utc_now(), settings, store.recall)
+    )
 
 
 def library(lines: list[str]) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, insert, update
 
-from monitor_service import commands, notices, policy, recall, rulebook, tables
+from monitor_service import commands, notices, policy, rulebook, tables
 from monitor_service.concerns import Judgement, Suggestion
 from monitor_service.errors import StoreUnavailable
 from monitor_service.facts import Facts
@@ -15,6 +15,7 @@ from monitor_service.health import Health, RunStatus, assess
 from monitor_service.landmarks import Unanswered
 from monitor_service.policy import Advice
 from monitor_service.prepared import Prepared
+from monitor_service.recall import Recall
 from monitor_service.risk import risk_of
 from monitor_service.rules import Case, judge
 from monitor_service.settings import RunRules, Settings
@@ -29,7 +30,9 @@ _KEEP = Prepared(
 )
 
 
-def settle(connection: Connection, run: Row[Any], facts: Facts, now: datetime, settings: Settings) -> bool:
+def settle(
+    connection: Connection, run: Row[Any], facts: Facts, now: datetime, settings: Settings, recall: Recall
+) -> bool:
     """Judge the run, order what the policy asks for, and write all that down; whether an order was given.
 
     The caller holds the run.
@@ -44,7 +47,7 @@ def settle(connection: Connection, run: Row[Any], facts: Facts, now: datetime, s
         health = Health(health.status, (*health.reasons, advice.words))
         if advice.order is not None:
             order_automatically(connection, run, facts, advice.order, now)
-    _write_down(connection, run, facts, health, now)
+    _write_down(connection, run, facts, health, now, recall)
     return advice is not None and advice.order is not None
 
 
@@ -111,13 +114,15 @@ def store_facts(connection: Connection, run: Row[Any], facts: Facts) -> None:
     connection.execute(update(tables.runs).where(known.id == run.id).values(facts=text))
 
 
-def _write_down(connection: Connection, run: Row[Any], facts: Facts, health: Health, now: datetime) -> None:
+def _write_down(
+    connection: Connection, run: Row[Any], facts: Facts, health: Health, now: datetime, recall: Recall
+) -> None:
     """Compare and set: the status moves only from the one that was seen, so one failure is one transition."""
     reasons = json.dumps(health.reasons)
     told = facts.model_dump_json()
     if not _KEEP.change(connection, run=run.id, seen=run.status, told=told, why=reasons):
         raise StoreUnavailable(f"another worker moved run {run.name!r} on")
-    recall.keep(told, facts)
+    recall.keep(run.id, told, facts)
     if health.status != run.status:
         connection.execute(
             update(tables.runs)

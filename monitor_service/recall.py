@@ -1,25 +1,30 @@
-"""Facts by the very text that they were written down as: whoever finds that text in a row need not parse it.
+"""Facts of each run beside the text they were written as: a row that still holds it need not be parsed.
 
-A text that another monitor wrote, or that was undone, is found in no row or kept nowhere; then it is parsed.
+A row that another monitor wrote, or whose last writing was undone, holds another text and is parsed.
 """
 
 from collections import OrderedDict
 
 from monitor_service.facts import Facts
 
-MOST = 1024
+MOST = 4096
 """Runs whose facts are kept, well above those that ``/metrics`` tells of; those written longest ago leave."""
 
-_kept: OrderedDict[str, Facts] = OrderedDict()
 
+class Recall:
+    """What the thread that writes knows of runs; nobody else may ask it."""
 
-def facts_in(text: str) -> Facts:
-    """The facts that a row's text says. They are the caller's own, to be changed."""
-    return _kept.pop(text, None) or Facts.model_validate_json(text)
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, tuple[str, Facts]] = OrderedDict()
 
+    def facts_in(self, run: int, text: str) -> Facts:
+        """The facts that the row of a run says. They are the caller's own, to be changed."""
+        known, facts = self._kept.pop(run, (None, None))
+        return facts if facts is not None and known == text else Facts.model_validate_json(text)
 
-def keep(text: str, facts: Facts) -> None:
-    """Remember facts that were written as ``text``; from here on nobody changes them."""
-    _kept[text] = facts
-    if len(_kept) > MOST:
-        _kept.popitem(last=False)
+    def keep(self, run: int, text: str, facts: Facts) -> None:
+        """Remember facts that were written as ``text``; from here on nobody changes them."""
+        self._kept[run] = text, facts
+        self._kept.move_to_end(run)
+        if len(self._kept) > MOST:
+            self._kept.popitem(last=False)

@@ -18,7 +18,6 @@ from monitor_service import (
     commands,
     judging,
     pictures,
-    recall,
     rulebook,
     tables,
 )
@@ -29,6 +28,7 @@ from monitor_service.facts import Facts
 from monitor_service.health import RunStatus
 from monitor_service.landmarks import Unanswered
 from monitor_service.prepared import Prepared
+from monitor_service.recall import Recall
 from monitor_service.settings import Settings
 from shared.events import (
     AttemptStarted,
@@ -120,7 +120,7 @@ def _update(connection: Connection, name: str, spec: RunSpec, known: Mapping[str
 
 
 def exchange(
-    connection: Connection, name: str, incoming: Incoming, now: datetime, settings: Settings
+    connection: Connection, name: str, incoming: Incoming, now: datetime, settings: Settings, recall: Recall
 ) -> Exchanged:
     """Store a batch unless it is known, judge the run anew, and collect the commands that wait for it.
 
@@ -130,7 +130,7 @@ def exchange(
         AttemptTaken: the attempt belongs to another process.
     """
     run, batch = hold(connection, name), incoming.batch
-    facts = recall.facts_in(run.facts)
+    facts = recall.facts_in(run.id, run.facts)
     known = batches.before(connection, run, batch)
     is_duplicate = batches.is_known(run, incoming, known)
     facts.hear(now)
@@ -143,7 +143,7 @@ def exchange(
     waiting = commands.waiting(connection, run.id, now) if known.is_any_waiting else commands.NOTHING
     facts.unanswered = Unanswered.of(waiting.commands[0]) if waiting.commands else None
     is_news = facts.note_withdrawals(batches.life_of(batch.session), waiting.withdrawn)
-    if judging.settle(connection, run, facts, now, settings):
+    if judging.settle(connection, run, facts, now, settings, recall):
         waiting = commands.waiting(connection, run.id, now)
     was_missed = is_duplicate and bool(waiting.commands or waiting.withdrawn)
     is_urgent = bool(waiting.fresh) or is_news or was_missed
@@ -160,10 +160,10 @@ def deliver(connection: Connection, name: str, session: str, now: datetime) -> W
     return commands.deliver(connection, waiting, now)
 
 
-def look(connection: Connection, name: str, now: datetime, settings: Settings) -> None:
+def look(connection: Connection, name: str, now: datetime, settings: Settings, recall: Recall) -> None:
     """Judge a run by the time that has passed."""
     run = hold(connection, name)
-    judging.settle(connection, run, recall.facts_in(run.facts), now, settings)
+    judging.settle(connection, run, recall.facts_in(run.id, run.facts), now, settings, recall)
 
 
 def hold(connection: Connection, name: str) -> Row[Any]:

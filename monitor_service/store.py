@@ -19,6 +19,7 @@ from sqlalchemy.pool import QueuePool
 from monitor_service.errors import StoreUnavailable
 from monitor_service.jobs import Job, JobFailed, Work, answer
 from monitor_service.prepared import carry_out
+from monitor_service.recall import Recall
 from monitor_service.settings import Durability
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class Store:
         complain: Callable[[], None] = lambda: None,
     ) -> None:
         self.engine = engine
+        self.recall = Recall()
         self._observe, self._complain = observe, complain
         self._waiting: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
         self._most_waiting = queue_size

@@ -38,7 +38,7 @@ def look_once(
         changing = _changing(connection, now, settings) if has_listened else []
         due = commands.due(connection, now)
     for run in changing:
-        store.write(partial(runs.look, name=run, now=now, settings=settings))
+        store.write(partial(runs.look, name=run, now=now, settings=settings, recall=store.recall))
     if due:
         store.write(lambda connection: commands.expire(connection, due, now))
 

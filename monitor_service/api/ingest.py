@@ -99,8 +99,9 @@ async def _commit(monitor: Monitor, run: str, batch: Batch) -> Exchanged:
     else:
         incoming = await asyncio.to_thread(Incoming.of, batch)
     now = monitor.clock()
-    done = await monitor.store.commit(
-        lambda connection: runs.exchange(connection, run, incoming, now, monitor.settings)
+    store, settings = monitor.store, monitor.settings
+    done = await store.commit(
+        lambda connection: runs.exchange(connection, run, incoming, now, settings, store.recall)
     )
     result = "duplicate" if done.is_duplicate else "accepted"
     monitor.meters.note_content(num_values, batch.events, result)

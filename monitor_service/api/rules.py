@@ -53,7 +53,7 @@ async def choose_for_run(
 
     def write(connection: Connection, now: datetime) -> RulesView:
         rulebook.choose_for_run(connection, runs.hold(connection, run), wish, now)
-        runs.look(connection, run, now, monitor.settings)
+        runs.look(connection, run, now, monitor.settings, monitor.store.recall)
         return rulebook.of_run(connection, run, monitor.settings)
 
     now = monitor.clock()

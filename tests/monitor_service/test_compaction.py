@@ -46,7 +46,8 @@ class Kept:
     ) -> bool:
         columns = Columns(step=list(steps), time=[NOON.timestamp() + s for s in steps], series=series)
         batch = Batch(session=session, seq=seq, attempt=attempt, columns=columns)
-        work = partial(runs.exchange, name=run, incoming=Incoming.of(batch), now=NOON, settings=self.settings)
+        known = {"settings": self.settings, "recall": self.store.recall}
+        work = partial(runs.exchange, name=run, incoming=Incoming.of(batch), now=NOON, **known)
         return self.store.write(work).is_duplicate
 
     def compact(self) -> int:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from monitor_service import recall
 from monitor_service.facts import Facts
+from monitor_service.recall import MOST, Recall
 from shared.exchange import Batch
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -27,6 +27,7 @@ def events(chance: random.Random, step: int, attempt: int) -> list[dict[str, Any
 
 
 def test_facts_that_are_kept_fold_on_like_those_that_are_read(batch: Build) -> None:
+    recall = Recall()
     chance, kept, read = random.Random(7), Facts.at_registration(NOON), Facts.at_registration(NOON)
     for seq in range(1, 200):
         values = {
@@ -40,29 +41,51 @@ def test_facts_that_are_kept_fold_on_like_those_that_are_read(batch: Build) -> N
             facts.take(message, now)
         text = kept.model_dump_json()
         assert text == read.model_dump_json()
-        recall.keep(text, kept)
-        assert recall.facts_in(text) is kept
+        recall.keep(1, text, kept)
+        assert recall.facts_in(1, text) is kept
         read = Facts.model_validate_json(text)
 
 
-def test_what_another_monitor_wrote_is_read() -> None:
-    ours = Facts.at_registration(NOON)
-    recall.keep(ours.model_dump_json(), ours)
+def at(second: int) -> tuple[str, Facts]:
+    facts = Facts.at_registration(NOON + timedelta(seconds=second))
+    return facts.model_dump_json(), facts
+
+
+def test_a_row_that_another_monitor_wrote_is_read() -> None:
+    recall = Recall()
+    recall.keep(1, *at(0))
     theirs = Facts.at_registration(NOON).model_copy(update={"step": 7})
-    assert recall.facts_in(theirs.model_dump_json()).step == 7
+    assert recall.facts_in(1, theirs.model_dump_json()).step == 7
+
+
+def test_what_was_undone_after_it_was_kept_is_read_from_the_row() -> None:
+    recall, (before, facts), (after, _) = Recall(), at(0), at(1)
+    recall.keep(1, before, facts)
+    changed = recall.facts_in(1, before)
+    changed.hear(NOON + timedelta(seconds=1))
+    recall.keep(1, changed.model_dump_json(), changed)
+    assert recall.facts_in(1, before).model_dump_json() == before != after
 
 
 def test_facts_belong_to_the_one_who_took_them() -> None:
-    facts = Facts.at_registration(NOON)
-    text = facts.model_dump_json()
-    recall.keep(text, facts)
-    assert recall.facts_in(text) is not recall.facts_in(text)
+    recall, (text, facts) = Recall(), at(0)
+    recall.keep(1, text, facts)
+    assert recall.facts_in(1, text) is facts
+    assert recall.facts_in(1, text) is not facts
 
 
-def test_no_more_facts_are_kept_than_a_bound() -> None:
-    some = [Facts.at_registration(NOON + timedelta(seconds=second)) for second in range(recall.MOST + 1)]
-    texts = [facts.model_dump_json() for facts in some]
-    for text, facts in zip(texts, some, strict=True):
-        recall.keep(text, facts)
-    assert recall.facts_in(texts[0]) is not some[0]
-    assert recall.facts_in(texts[1]) is some[1]
+def test_three_hundred_runs_in_turn_are_all_known_again() -> None:
+    recall, known = Recall(), {run: at(run) for run in range(300)}
+    for _ in range(3):
+        for run, (text, facts) in known.items():
+            recall.keep(run, text, facts)
+        assert all(recall.facts_in(run, text) is facts for run, (text, facts) in known.items())
+
+
+def test_those_written_longest_ago_leave_above_the_bound() -> None:
+    recall, (text, facts) = Recall(), at(0)
+    for run in (0, 1, *range(2, MOST), 0, MOST):  # 0 writes once more before the last comes
+        recall.keep(run, text, facts)
+    assert recall.facts_in(0, text) is facts
+    assert recall.facts_in(1, text) is not facts
+    assert recall.facts_in(2, text) is facts
