@@ -49,8 +49,7 @@ class Job(Generic[T]):
         except OperationalError:
             raise
         except Exception as error:
-            # no future takes this one, and those who wait behind it would never be told
-            self._error = RuntimeError("StopIteration") if isinstance(error, StopIteration) else error
+            self._error = _told(error)
             raise JobFailed from error
 
     def run_apart(self, connection: Connection) -> None:
@@ -70,6 +69,15 @@ class Job(Generic[T]):
             self.waiter.set_result(cast(T, self._result))
         else:
             self.waiter.set_exception(self._error)
+
+
+def _told(error: Exception) -> Exception:
+    """No future takes a StopIteration, and those who wait behind it would never be told."""
+    if not isinstance(error, StopIteration):
+        return error
+    told = RuntimeError("the work raised StopIteration")
+    told.__cause__ = error
+    return told
 
 
 def answer(jobs: Iterable[Job[Any]]) -> None:

@@ -89,6 +89,8 @@ def test_what_waits_for_a_person_is_suggested_with_the_reason(
         (RunStatus.HEALTHY, minutes_ago(20), False),
         (RunStatus.HEALTHY, minutes_ago(61), True),
         (RunStatus.FINISHED, minutes_ago(61), True),
+        (RunStatus.SUSPECT, minutes_ago(61), False),
+        (RunStatus.RECOVERING, minutes_ago(61), False),
         (RunStatus.STALLED, minutes_ago(61), False),
         (RunStatus.LOST, minutes_ago(61), False),
     ],

@@ -209,4 +209,5 @@ def test_work_that_stops_an_iteration_keeps_nobody_else_waiting(store: Store) ->
 
     stopped, noted = asyncio.run(ask())
     assert isinstance(stopped, RuntimeError)
+    assert isinstance(stopped.__cause__, StopIteration)
     assert noted == 1

@@ -217,7 +217,7 @@ def test_questions_that_hang_keep_no_batch_waiting(
         return health(*asked)
 
     monkeypatch.setattr(queries, "health", hang)
-    asked = [monitor.start_get("/api/v1/runs/demo/health") for _ in range(20)]
+    asked = [monitor.start_get("/api/v1/runs/demo/health") for _ in range(40)]  # no executor has so many
     monitor.monitor.door.forget()  # the next request looks for its token in the database
     assert monitor.start_post("/api/v1/runs/demo/exchange", json=batch(1)).result(10).status_code == 200
     assert not any(one.done() for one in asked)
