@@ -1,19 +1,19 @@
 """Runs side by side: their series on one grid of steps, and in what they differ."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
 from sqlalchemy import Connection
 
-from monitor_service import points
+from monitor_service import points, series_forms
 from monitor_service.axes import StepGrid
 from monitor_service.blocks import Headers
 from monitor_service.errors import NotFound
 from monitor_service.queries import run_row, summary
 from monitor_service.rows import Points
-from monitor_service.series_query import cell_columns
 from monitor_service.views import RunSummary
 from shared.base import Message
 
@@ -111,4 +111,8 @@ def _told(grid: StepGrid) -> Grid:
 
 def _columns(grid: StepGrid, headers: Headers, single: Points) -> ComparedColumns:
     cells = grid.gather(headers, single)
-    return ComparedColumns.model_construct(cell=cells.index.tolist(), **cell_columns(cells))
+    columns = {name: column.tolist() for name, column in vars(cells).items()}
+    bounds = {
+        name: [None if math.isnan(one) else one for one in columns[name]] for name in series_forms.BOUNDS
+    }
+    return ComparedColumns.model_construct(cell=columns.pop("index"), **{**columns, **bounds})

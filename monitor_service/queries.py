@@ -64,7 +64,7 @@ def health(connection: Connection, run: str) -> HealthView:
     """How a run is, since when and why."""
     row = run_row(connection, run)
     facts = Facts.model_validate_json(row.facts)
-    shown = {name: value for name, value in _summary(row, facts).items() if name in HealthView.model_fields}
+    shown = {name: value for name, value in summary(row, facts).items() if name in HealthView.model_fields}
     judged = facts.judged
     return HealthView(
         **{**shown, "risk": judged.risk},
@@ -163,12 +163,9 @@ def run_row(connection: Connection, name: str) -> Any:
     return row
 
 
-def summary(row: Any) -> dict[str, Any]:
-    """The fields of a ``RunSummary``."""
-    return _summary(row, Facts.model_validate_json(row.facts))
-
-
-def _summary(row: Any, facts: Facts) -> dict[str, Any]:
+def summary(row: Any, facts: Facts | None = None) -> dict[str, Any]:
+    """The fields of a ``RunSummary``; ``facts`` are the row's, where they are read already."""
+    facts = facts or Facts.model_validate_json(row.facts)
     return {
         "run": row.name,
         "project": row.project,

@@ -1,15 +1,13 @@
 """What is asked about series: raw or in buckets, along steps or time."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from sqlalchemy import Connection
 
 from monitor_service import points, queries
-from monitor_service.axes import Cells, TimeGrid, by_time
+from monitor_service.axes import TimeGrid, by_time
 from monitor_service.errors import wrong_query
 from monitor_service.rows import Points
 from monitor_service.series_forms import Table
@@ -82,14 +80,3 @@ def _time_buckets(some: Points, buckets: int) -> Table:
     begins = grid.first + cells.index * grid.width
     columns = {name: column for name, column in vars(cells).items() if name != "index"}
     return {"time_from": begins, "time_to": begins + grid.width, **columns}
-
-
-def cell_columns(cells: Cells) -> dict[str, Any]:
-    """The arrays of cells as lists, ``None`` for bounds where no value is finite."""
-    return {
-        "min": [None if math.isnan(low) else low for low in cells.min.tolist()],
-        "max": [None if math.isnan(high) else high for high in cells.max.tolist()],
-        "last": cells.last.tolist(),
-        "count": cells.count.tolist(),
-        "nonfinite": cells.nonfinite.tolist(),
-    }
