@@ -48,11 +48,13 @@ def run_until_signal(app: FastAPI, listening: socket.socket) -> None:
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
     )
+    server = _Server(config, app.state.monitor)
     for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.SIG_IGN)  # uvicorn takes them over and raises them again at the end
+        # until uvicorn takes them over; at the end it raises them again, and that must end nothing
+        signal.signal(ending, server.handle_exit)
     gc.collect()
     gc.freeze()  # what is built by now stays: a collection that walked all of it would hold every answer up
-    _Server(config, app.state.monitor).run(sockets=[listening])
+    server.run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):

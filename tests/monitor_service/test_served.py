@@ -66,6 +66,14 @@ REGISTRATION = {"started_at": "2026-03-01T12:00:00Z"}
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.05, 0.1, 0.2])
+def test_a_signal_soon_after_the_greeting_is_not_lost(start: Callable[[], Program], after_s: float) -> None:
+    program = start()
+    time.sleep(after_s)
+    assert program.end(signal.SIGTERM) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.slow
 def test_a_person_asks_for_the_status_and_orders_a_rollback(
     start: Callable[[], Program], capsys: pytest.CaptureFixture[str]
 ) -> None:

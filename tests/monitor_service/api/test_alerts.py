@@ -181,7 +181,7 @@ def test_cooldown_and_budget_hold_for_alerts_and_a_later_repeat_is_heard(
     assert "budget of 2 rollbacks an hour" in fire(3)["detail"]
     assert "a person must look" in monitor.tell("/health")["needs_person"]
     clock.advance(3600)
-    monitor.send(batch(60))  # an hour went well
+    monitor.send(batch(60, [60], loss=[1.0]))  # all is well an hour later
     assert fire(4)["result"] == "ordered"
 
 

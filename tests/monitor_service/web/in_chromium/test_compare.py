@@ -34,7 +34,7 @@ def test_two_runs_are_chosen_and_drawn_over_each_other(
     page.keyboard.press("Home")
     assert "Step 0: " in page.inner_text("#reading")
     page.get_by_text("Show the numbers as a table").click()
-    assert page.locator("#numbers-rows tr").count() == 300
+    watched.until("document.querySelectorAll('#numbers-rows tr').length === 300")
     assert watched.complaints == []
 
 
