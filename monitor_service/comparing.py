@@ -14,19 +14,14 @@ from monitor_service.blocks import Headers
 from monitor_service.errors import NotFound
 from monitor_service.queries import run_row, summary
 from monitor_service.rows import Points
-from monitor_service.views import RunSummary
+from monitor_service.views import Gathered, RunSummary
 from shared.base import Message
 
 
-class ComparedColumns(Message):
+class ComparedColumns(Gathered):
     """One series of one run on the grid of all: ``cell[i]`` is an index into ``step_from``."""
 
     cell: list[int]
-    min: list[float | None]
-    max: list[float | None]
-    last: list[float]
-    count: list[int]
-    nonfinite: list[int]
 
 
 class Grid(Message):

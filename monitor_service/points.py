@@ -70,8 +70,7 @@ def gather(
     Blocks that fit into one range are told by their headers; only the others are unpacked. One stretch at a
     time, so not with ``all``.
     """
-    if attempt == ALL:
-        raise wrong_query("attempt", attempt, "buckets go with 'effective' or the number of an attempt")
+    assert attempt != ALL, "refused where it is asked"
     outline = Outline.read(connection, run, names, attempt, from_step, to_step)
     told = outline.told(_width(outline.ends, buckets))
     return {name: series.gather(headers, single, buckets) for name, (headers, single) in told.items()}

@@ -140,10 +140,8 @@ class Scraper:
 
     def _find(self, connection: Connection) -> _Found:
         now: datetime = self._clock()
-        since, most = (
-            now - timedelta(seconds=self._settings.metrics_linger_s),
-            self._settings.metrics_max_runs,
-        )
+        since = now - timedelta(seconds=self._settings.metrics_linger_s)
+        most = self._settings.metrics_max_runs
         rows = _RUNS.all(connection, since=since, most=most)
         num_shown = _NUM_RUNS.first(connection, since=since).count if len(rows) == most else len(rows)
         found = _Found(rows, _rollbacks(connection, since), _pending(connection, since))

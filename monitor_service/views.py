@@ -138,19 +138,24 @@ class RawColumns(Message):
     value: list[float]
 
 
-class BucketColumns(Message):
-    """Points of one series, gathered by ranges of steps; ranges without points are left out.
+class Gathered(Message):
+    """Points of one series, gathered by ranges; ranges without points are left out.
 
     ``min`` and ``max`` are over finite values, ``null`` where there is none; ``last`` may be anything.
     """
 
-    step_from: list[int]
-    step_to: list[int]
     min: list[float | None]
     max: list[float | None]
     last: list[float]
     count: list[int]
     nonfinite: list[int]
+
+
+class BucketColumns(Gathered):
+    """By ranges of steps."""
+
+    step_from: list[int]
+    step_to: list[int]
 
 
 class RawSeries(Message):
@@ -169,19 +174,11 @@ class BucketSeries(Message):
     series: dict[str, BucketColumns]
 
 
-class TimeBucketColumns(Message):
-    """Points of one series, gathered by ranges of Unix time; ranges without points are left out.
-
-    ``min`` and ``max`` are over finite values, ``null`` where there is none; ``last`` may be anything.
-    """
+class TimeBucketColumns(Gathered):
+    """By ranges of Unix time."""
 
     time_from: list[float]
     time_to: list[float]
-    min: list[float | None]
-    max: list[float | None]
-    last: list[float]
-    count: list[int]
-    nonfinite: list[int]
 
 
 class TimeBucketSeries(Message):

@@ -46,7 +46,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("trainer.checkpoint", "trainer.config", "trainer.data", "trainer.radiodiff", "trainer.section"),
     ),
     "trainer.foreign": (),
-    "trainer.moments": (),
+    "trainer.moments": ("trainer.guards",),
     "trainer.random_states": (),
     "trainer.per_rank": ("trainer.random_states", "trainer.ranks"),
     "trainer.remedies": (

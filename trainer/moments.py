@@ -1,12 +1,17 @@
-"""Moments that an optimizer has not made yet, with the room that the saved ones need."""
+"""What optimizers keep of a model's parameters, and room for what was saved and they have not made yet."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from trainer.guards.base import parameter_names
+
+Number = float | int | bool | str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,28 +34,94 @@ class Missing:
         self.optimizer.state[self.parameter] = dict(self.moments)
 
 
-def missing_moments(
-    model: nn.Module, optimizers: Mapping[str, Optimizer], saved: Mapping[str, Any]
-) -> Iterator[Missing]:
-    """Of each parameter that an optimizer holds and has no moments of yet, those that were saved.
+@dataclass(frozen=True)
+class Moments:
+    """Of all optimizers of a model, by the names that they have in a checkpoint: objective/parameter/key."""
 
-    Args:
-        saved: tensors and numbers by ``objective/parameter/key``. What Adam or SGD would never keep of that
-            parameter is left out, and so stays unexpected.
-    """
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    by_owner: dict[str, dict[str, Any]] = {}
-    for name, moment in saved.items():
-        owner, _, key = name.rpartition("/")
-        by_owner.setdefault(owner, {})[key] = moment
-    for objective, optimizer in optimizers.items():
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                owner = f"{objective}/{names.get(parameter)}"
-                moments = by_owner.get(owner)
-                if moments and not optimizer.state.get(parameter) and _fit(optimizer, group, moments):
-                    room = {key: _room(key, moment, parameter, group) for key, moment in moments.items()}
-                    yield Missing(owner, optimizer, parameter, room)
+    model: nn.Module
+    optimizers: Mapping[str, Optimizer]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The live ones on the device, or where the optimizer keeps its tensors."""
+        return {name: state[key] for name, state, key in self._each() if isinstance(state[key], Tensor)}
+
+    def on_host(self) -> dict[str, Number]:
+        """Numbers and words. Raises ValueError: it keeps something else, which can't be saved."""
+        told: dict[str, Number] = {}
+        for name, state, key in self._each():
+            if isinstance(state[key], Number):
+                told[name] = state[key]
+            elif not isinstance(state[key], Tensor):
+                raise ValueError(
+                    f"the optimizer keeps {name} as a {type(state[key]).__name__}, which can't be saved; "
+                    "keep tensors, numbers or words there"
+                )
+        return told
+
+    def set_on_host(self, saved: Mapping[str, Number]) -> None:
+        """Those of them that were saved."""
+        for name, state, key in self._each():
+            if name in saved:
+                state[key] = saved[name]
+
+    def owners(self) -> set[str]:
+        """Objective and name of each parameter that has any."""
+        return owners_of(name for name, _, _ in self._each())
+
+    def zero(self, module: str) -> None:
+        """Those of this module's own parameters, as at the first step."""
+        names = parameter_names(self.model)
+        for optimizer in self.optimizers.values():
+            for parameter, moments in optimizer.state.items():
+                if names[parameter].rpartition(".")[0] == module:
+                    for key, value in moments.items():
+                        if key != "step" and isinstance(value, Tensor):
+                            value.zero_()
+
+    def forget(self, owners: Set[str]) -> None:
+        """As before their first gradient; the optimizer makes them anew at the next."""
+        names = parameter_names(self.model)
+        for objective, optimizer in self.optimizers.items():
+            for parameter in list(optimizer.state):
+                if f"{objective}/{names[parameter]}" in owners:
+                    del optimizer.state[parameter]
+
+    def missing(self, saved: Mapping[str, Any]) -> Iterator[Missing]:
+        """Of each parameter that an optimizer holds and has no moments of yet, those that were saved.
+
+        What Adam or SGD would never keep of that parameter is left out, and so stays unexpected.
+        """
+        names = parameter_names(self.model)
+        by_owner: dict[str, dict[str, Any]] = {}
+        for name, moment in saved.items():
+            owner, _, key = name.rpartition("/")
+            by_owner.setdefault(owner, {})[key] = moment
+        for objective, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    owner = f"{objective}/{names.get(parameter)}"
+                    moments = by_owner.get(owner)
+                    if moments and not optimizer.state.get(parameter) and _fit(optimizer, group, moments):
+                        room = {key: _room(key, moment, parameter, group) for key, moment in moments.items()}
+                        yield Missing(owner, optimizer, parameter, room)
+
+    def _each(self) -> Iterator[tuple[str, dict[str, Any], str]]:
+        """Name, the optimizer's state of that parameter, and the key in it."""
+        names = parameter_names(self.model)
+        for objective, optimizer in self.optimizers.items():
+            for parameter, state in optimizer.state.items():
+                for key in state:
+                    yield f"{objective}/{names[parameter]}/{key}", state, key
+
+
+def owners_of(names: Iterable[str]) -> set[str]:
+    """Objective and parameter of moments with these names."""
+    return {name.rpartition("/")[0] for name in names}
+
+
+def count_by_objective(owners: Iterable[str]) -> dict[str, int]:
+    """How many of them each objective has."""
+    return dict(Counter(owner.partition("/")[0] for owner in owners))
 
 
 def _fit(optimizer: Optimizer, group: Mapping[str, Any], moments: Mapping[str, Any]) -> bool:

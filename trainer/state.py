@@ -1,6 +1,5 @@
 """Everything that must return together when a run goes back, all of it or nothing."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +17,7 @@ from trainer.guards.base import Watched
 from trainer.guards.loss_scale import LossScale
 from trainer.guards.panel import Panel
 from trainer.guards.vitals import Meter
-from trainer.moments import missing_moments
+from trainer.moments import Moments, Number, count_by_objective, owners_of
 from trainer.per_rank import (
     memory_of_all,
     own_memory,
@@ -33,9 +32,6 @@ from trainer.section import Section
 from trainer.sharding import part_for, whole
 
 Parts = Mapping[str, Mapping[str, Tensor]]
-
-
-Number = float | int | bool | str | None
 
 
 class Facts(Section):
@@ -56,6 +52,11 @@ class Facts(Section):
     guards_of_others: list[dict[str, Any]] = Field(default_factory=list)
     """Of each further rank: the memories that differ from the first one's."""
     random: dict[str, Any]
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> "Facts":
+        """Those among what a checkpoint tells, which is more. Raises ValidationError, a ValueError."""
+        return cls.model_validate({key: value for key, value in told.items() if key in cls.model_fields})
 
 
 class Positioned(Protocol):
@@ -132,8 +133,8 @@ class TrainState:
             applied={name: int(meter.applied) for name, meter in self.meters.items()},
             loss_scales={name: scale.state_dict() for name, scale in self._loss_scales()},
             averaged=int(self.ema.taken),
-            host_moments=dict(self._host_moments()),
-            with_moments=_count_by_objective({_owner(name) for name, _, _ in self._each_moment()}),
+            host_moments=self._moments.on_host(),
+            with_moments=count_by_objective(self._moments.owners()),
             data=self.loader.state_dict(),
             guards=guards,
             guards_of_others=guards_of_others,
@@ -142,13 +143,7 @@ class TrainState:
 
     def reset_moments(self, module: str) -> None:
         """Zero the moments of this module's own parameters, as at the first step."""
-        names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
-        for optimizer in self.optimizers.values():
-            for parameter, moments in optimizer.state.items():
-                if names[parameter].rpartition(".")[0] == module:
-                    for key, value in moments.items():
-                        if key != "step" and isinstance(value, Tensor):
-                            value.zero_()
+        self._moments.zero(module)
 
     def restore(self, parts: Parts, facts: Mapping[str, Any]) -> None:
         """Become the state that ``parts`` and ``facts`` hold.
@@ -164,35 +159,24 @@ class TrainState:
         """
         live = self._own_parts()
         kept = {**parts.get("optimizer", {}), **facts.get("host_moments", {})}
-        with_moments = {_owner(name) for name in kept}
-        without = {_owner(name) for name, _, _ in self._each_moment()} - with_moments
+        with_moments = owners_of(kept)
+        without = self._moments.owners() - with_moments
         live["optimizer"] = {
-            name: one for name, one in live["optimizer"].items() if _owner(name) not in without
+            name: one for name, one in live["optimizer"].items() if not owners_of([name]) & without
         }
-        missing = list(missing_moments(self.model, self.optimizers, kept))
+        missing = list(self._moments.missing(kept))
         for new in missing:
             live["optimizer"].update(new.tensors())
         parts = {**parts, "random": own_random(self.ranks, parts.get("random", {}), live["random"])}
-        difference = match(live, parts)
-        if difference is not None:
-            raise ValueError(f"the saved state does not fit this model: {difference}")
-        saved = Facts.model_validate(
-            {key: value for key, value in facts.items() if key in Facts.model_fields}
-        )
-        if saved.applied.keys() != self.meters.keys():
-            raise ValueError(
-                f"it counts updates of {list(saved.applied)}, this model has {list(self.meters)}"
-            )
-        found = _count_by_objective(with_moments)
-        if saved.with_moments not in ({}, found):
-            raise ValueError(f"it had moments of {saved.with_moments} parameters, and holds those of {found}")
+        saved = Facts.of(facts)
+        self._refuse_unfit(live, parts, saved, with_moments)
         random_state = RandomState.of(parts["random"], own_random_facts(self.ranks, saved.random))
         self._restore_memory(saved)
-        self._forget_moments(without)
+        self._moments.forget(without)
         for new in missing:
             new.give()
         _copy(parts, live)
-        self._restore_host_moments(saved.host_moments)
+        self._moments.set_on_host(saved.host_moments)
         self.model.zero_grad(set_to_none=True)
         for name, meter in self.meters.items():
             meter.restore(saved.applied[name], saved.iteration)
@@ -204,6 +188,19 @@ class TrainState:
                 scale.load_state_dict(saved.loss_scales[name])
         self.step, self.iteration = saved.step, saved.iteration
         random_state.set(self._device)
+
+    def _refuse_unfit(self, live: Parts, parts: Parts, saved: Facts, with_moments: Set[str]) -> None:
+        """Raises ``ValueError``: what was saved is not all there, or not of this model."""
+        difference = match(live, parts)
+        if difference is not None:
+            raise ValueError(f"the saved state does not fit this model: {difference}")
+        if saved.applied.keys() != self.meters.keys():
+            raise ValueError(
+                f"it counts updates of {list(saved.applied)}, this model has {list(self.meters)}"
+            )
+        found = count_by_objective(with_moments)
+        if saved.with_moments not in ({}, found):
+            raise ValueError(f"it had moments of {saved.with_moments} parameters, and holds those of {found}")
 
     def held_moments(self) -> dict[str, dict[Tensor, Any]]:
         """What each optimizer holds of each parameter, not copied: for ``hold_moments``."""
@@ -218,13 +215,17 @@ class TrainState:
         return {
             "model": dict(self.model.state_dict()),
             "ema": dict(self.ema.tensors),
-            "optimizer": self._moments(),
+            "optimizer": self._moments.tensors(),
             "random": random_tensors(self._device),
         }
 
     def _averaged(self) -> tuple[Tensor, Tensor]:
         """Updates that the average has taken in, and those that were due."""
         return self.ema.taken, self.ema.due_of(next(iter(self.meters.values())).applied)
+
+    @property
+    def _moments(self) -> Moments:
+        return Moments(self.model, self.optimizers)
 
     @property
     def _device(self) -> torch.device:
@@ -245,54 +246,9 @@ class TrainState:
             self.panel.load_state_dict(memory)
             raise ValueError(f"position or memory can't be taken over: {in_words(error)}") from error
 
-    def _moments(self) -> dict[str, Tensor]:
-        return {
-            name: state[key] for name, state, key in self._each_moment() if isinstance(state[key], Tensor)
-        }
-
-    def _host_moments(self) -> Iterator[tuple[str, Number]]:
-        for name, state, key in self._each_moment():
-            if isinstance(state[key], Number):
-                yield name, state[key]
-            elif not isinstance(state[key], Tensor):
-                raise ValueError(
-                    f"the optimizer keeps {name} as a {type(state[key]).__name__}, which can't be saved; "
-                    "keep tensors, numbers or words there"
-                )
-
-    def _restore_host_moments(self, saved: Mapping[str, Number]) -> None:
-        for name, state, key in self._each_moment():
-            if name in saved:
-                state[key] = saved[name]
-
-    def _forget_moments(self, owners: Set[str]) -> None:
-        """As before their first gradient; the optimizer makes them anew at the next."""
-        names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
-        for objective, optimizer in self.optimizers.items():
-            for parameter in list(optimizer.state):
-                if f"{objective}/{names[parameter]}" in owners:
-                    del optimizer.state[parameter]
-
-    def _each_moment(self) -> Iterator[tuple[str, dict[str, Any], str]]:
-        """Name, the optimizer's state of that parameter, and the key in it."""
-        names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
-        for objective, optimizer in self.optimizers.items():
-            for parameter, state in optimizer.state.items():
-                for key in state:
-                    yield f"{objective}/{names[parameter]}/{key}", state, key
-
 
 def _copy(source: Parts, into: Parts) -> None:
     with torch.no_grad():
         for part, tensors in into.items():
             for name, tensor in tensors.items():
                 tensor.copy_(part_for(tensor, source[part][name]))
-
-
-def _owner(moment: str) -> str:
-    """Objective and parameter of ``objective/parameter/key``."""
-    return moment.rpartition("/")[0]
-
-
-def _count_by_objective(owners: Iterable[str]) -> dict[str, int]:
-    return dict(Counter(owner.partition("/")[0] for owner in owners))

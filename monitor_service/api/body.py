@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+from starlette.requests import ClientDisconnect
 
 from monitor_service.api import packed
 from monitor_service.api.headers import fields_of
@@ -115,17 +116,16 @@ async def bounded(request: Request, limit: int, what: str = "body") -> AsyncIter
     Raises:
         BodyTooLarge: more than ``limit`` bytes of ``what``. MalformedBody: the sender went away.
     """
-    size, is_more = 0, True
-    while is_more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise MalformedBody(f"the sender went away before the end of the {what}")
-        chunk, is_more = message.get("body", b""), message.get("more_body", False)
-        size += len(chunk)
-        if size > limit:
-            raise BodyTooLarge(what, limit)
-        if chunk:  # the last one is empty, and a decompressor at its end takes no more
-            yield chunk
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise BodyTooLarge(what, limit)
+            if chunk:  # the last one is empty, and a decompressor at its end takes no more
+                yield chunk
+    except ClientDisconnect as error:
+        raise MalformedBody(f"the sender went away before the end of the {what}") from error
 
 
 async def _unpack(chunks: AsyncIterator[bytes], coding: str, limit: int) -> bytes:

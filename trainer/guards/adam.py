@@ -89,7 +89,7 @@ def adam_parameters(watched: Watched) -> Iterator[AdamParameter]:
             continue
         for index, group in enumerate(optimizer.param_groups):
             for place, parameter in enumerate(group["params"]):
-                name = names.get(parameter, f"{objective} parameter {index}/{place}")
+                name = names.get(parameter, f"{objective} parameter {index}.{place}")
                 average = (watched.ema or {}).get(name)
                 yield AdamParameter(name, objective, parameter, optimizer, group, average)
 
